@@ -1,0 +1,53 @@
+// Builds chunk tables (table.h) and says when one is out of date.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tensor_view.h"
+
+namespace fastcurv {
+
+// Remembers every tensor of a set of lists: type, dtype, device, shape, strides and address of each, compared in full at
+// every call. A key of addresses alone would be wrong: the caching allocator hands the same address to tensors of other
+// sizes. Metadata is accepted only from a caller that has checked it, so a match needs no further check.
+class ChunkTable {
+ public:
+  enum Change : int { kSame = 0, kMoved = 1, kOther = 2 };
+
+  // is_mutated[l]: list l is written to, and its tensors must not overlap one another.
+  explicit ChunkTable(std::vector<bool> is_mutated) : is_mutated_(std::move(is_mutated)) {}
+
+  // kSame: nothing changed. kMoved: only addresses did. kOther: anything else did, and nothing was recorded, unless
+  // `accept` is set. Raises ValueError when two mutated tensors overlap in memory, naming them by `names`.
+  Change update(const pybind11::sequence& lists, const pybind11::sequence& names, bool accept);
+
+  int64_t words(int64_t chunk_elements) const;
+  void write(int64_t* out, int64_t chunk_elements) const;
+
+ private:
+  struct Entry {
+    PyTypeObject* type;
+    int dtype;
+    dlpack::Device device;
+    int ndim;
+    int64_t numel;
+    size_t shape;  // offset in shapes_: ndim sizes, then ndim strides
+  };
+
+  bool matches(const Entry& entry, PyObject* object, const TensorView& view) const;
+  void require_disjoint(const std::vector<uintptr_t>& pointers, const pybind11::sequence& names) const;
+  int64_t tensors() const { return lists_ ? static_cast<int64_t>(entries_.size()) / lists_ : 0; }
+  int64_t chunks(int64_t chunk_elements) const;
+
+  std::vector<bool> is_mutated_;
+  int lists_ = 0;                 // lists that hold tensors
+  std::vector<int> present_;      // their numbers
+  std::vector<Entry> entries_;    // list after list
+  std::vector<int64_t> shapes_;
+  std::vector<uintptr_t> pointers_;
+};
+
+}  // namespace fastcurv

@@ -1,0 +1,45 @@
+// Function multiversioning that can be steered: the same loop compiled for several x86 levels, chosen once per process.
+// (gcc's target_clones picks by the processor alone; FASTCURV_SIMD=default must be able to force the baseline.)
+#pragma once
+
+namespace fastcurv {
+
+enum class Simd : int { baseline = 0, v3 = 1, v4 = 2 };
+
+Simd simd();
+
+#if defined(__x86_64__)
+#define FC_TARGET(arch) __attribute__((target("arch=" arch)))
+#else
+#define FC_TARGET(arch)
+#endif
+
+// Loop::run must be always_inline: its body is then compiled with the target of the wrapper it lands in.
+template <typename Loop>
+struct Clones {
+  template <typename... Args>
+  static void baseline(Args... args) {
+    Loop::run(args...);
+  }
+  template <typename... Args>
+  FC_TARGET("x86-64-v3")
+  static void v3(Args... args) {
+    Loop::run(args...);
+  }
+  template <typename... Args>
+  FC_TARGET("x86-64-v4")
+  static void v4(Args... args) {
+    Loop::run(args...);
+  }
+
+  template <typename... Args>
+  static auto select() -> void (*)(Args...) {
+    switch (simd()) {
+      case Simd::v4: return v4<Args...>;
+      case Simd::v3: return v3<Args...>;
+      default: return baseline<Args...>;
+    }
+  }
+};
+
+}  // namespace fastcurv

@@ -1,0 +1,18 @@
+"""Every uninitialised allocation of the library, in one place: tests fill it with NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def empty(*size: int, **options: Any) -> Tensor:
+    """`torch.empty`."""
+    return torch.empty(*size, **options)
+
+
+def empty_like(tensor: Tensor, **options: Any) -> Tensor:
+    """`torch.empty_like`, in the memory format of `tensor`."""
+    return torch.empty_like(tensor, **options)

@@ -1,0 +1,160 @@
+"""The one table that decides which implementation of an op runs, and says why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+OPS = ("adam",)
+BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
+
+# Elements per chunk of the chunk table. cuda: small enough that a list of 1e8 elements gives every block a dozen chunks
+# (not yet measured on a GPU). cpp splits by elements itself. triton: one program per chunk.
+CHUNK_ELEMENTS = {"cuda": 16384, "triton": 8192, "cpp": 1 << 40, "reference": 1 << 40}
+
+Implementation = Callable[..., None]
+
+
+class Availability(NamedTuple):
+    """One row of `fastcurv.backends()`."""
+
+    op: str
+    backend: str
+    available: bool
+    reason: str
+
+
+@functools.cache
+def _native_or_reason() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("fastcurv._C"), ""
+    except ImportError as error:
+        return None, f"the native extension fastcurv._C cannot be imported ({error}); build it with `pip install .`"
+
+
+def native() -> Any:
+    """The native extension `fastcurv._C`, or None where it was not built."""
+    return _native_or_reason()[0]
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _cuda_unusable(device: torch.device) -> str:
+    """Why the cuda back end cannot run on a device; empty when it can."""
+    if device.type != "cuda":
+        return f"needs tensors on an NVIDIA GPU, got {device}"
+    if torch.version.cuda is None:
+        return "this PyTorch is not a CUDA build"
+    if native() is None:
+        return _native_or_reason()[1]
+    ahead = native().cuda_unusable(device.index or 0)
+    if ahead is None:
+        return ""
+    from fastcurv import _nvrtc
+
+    at_run_time = _nvrtc.unusable()
+    return f"{ahead}, and NVRTC is no way out: {at_run_time}" if at_run_time else ""
+
+
+def unusable(op: str, backend: str, device: torch.device) -> str:
+    """Why a back end cannot run an op on a device; empty when it can. Launches nothing.
+
+    Args:
+        op: Name of the op.
+        backend: One of `BACKENDS`.
+        device: Where the tensors are.
+    """
+    if backend not in BACKENDS:
+        return f"unknown; expected one of {', '.join(BACKENDS)}"
+    if backend == "reference":
+        return ""
+    if backend == "cpp":
+        return _native_or_reason()[1] if device.type == "cpu" else f"needs tensors on the CPU, got {device}"
+    if backend == "cuda":
+        return _cuda_unusable(device)
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'fastcurv[triton]'"
+    if native() is None:
+        return _native_or_reason()[1]
+    if device.type == "cpu" and not interpreting():
+        return "needs tensors on a GPU (on the CPU only in Triton's interpreter, TRITON_INTERPRET=1)"
+    return ""
+
+
+@functools.cache
+def _load(op: str, backend: str, device: torch.device) -> Implementation:
+    if backend in ("reference", "triton"):
+        package = "fastcurv.reference" if backend == "reference" else "fastcurv.kernels"
+        implementation = getattr(importlib.import_module(f"{package}.{op}"), f"{op}_")
+    elif backend == "cpp" or native().cuda_unusable(device.index or 0) is None:
+        implementation = getattr(native(), f"{op}_")
+    else:
+        from fastcurv import _nvrtc
+
+        implementation = _nvrtc.implementation(op)
+    return implementation  # type: ignore[no-any-return]
+
+
+@functools.cache
+def choose(op: str, device: torch.device, backend: str | None) -> tuple[str, Implementation]:
+    """The back end that runs an op on a device, and its implementation.
+
+    Args:
+        op: Name of the op.
+        device: Where the tensors are.
+        backend: A back end by name, or None for the best that can run.
+
+    Returns:
+        Name and function.
+
+    Raises:
+        ValueError: If the named back end cannot run, with the reason.
+    """
+    if backend is not None:
+        if reason := unusable(op, backend, device):
+            raise ValueError(f"backend={backend!r} cannot run {op} on {device}: {reason}")
+        return backend, _load(op, backend, device)
+    reasons = {name: unusable(op, name, device) for name in BACKENDS}
+    if interpreting():
+        reasons["triton"] = "runs in its interpreter, which is for tests"
+    best = next(name for name in BACKENDS if not reasons[name])
+    if best == "reference":
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+        warnings.warn(f"fastcurv runs {op} on {device} by its slow pure-torch reference ({why})", stacklevel=3)
+    return best, _load(op, best, device)
+
+
+def backends() -> list[Availability]:
+    """Which implementation of which op can run on this machine, and why not where it cannot. Launches nothing.
+
+    Returns:
+        A row (op, backend, available, reason) for each op and back end, best back end first.
+
+    Example:
+        >>> import fastcurv
+        >>> [row.available for row in fastcurv.backends() if row.backend == "reference"]
+        [True]
+    """
+    cpu = torch.device("cpu")
+    gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    rows = []
+    for op in OPS:
+        for backend in BACKENDS:
+            on_gpu = backend == "cuda" or (backend == "triton" and not interpreting())
+            if on_gpu and gpu is None:
+                reason = "torch.cuda.is_available() is False"
+            else:
+                reason = unusable(op, backend, gpu if on_gpu and gpu is not None else cpu)
+            rows.append(Availability(op, backend, not reason, reason))
+    return rows

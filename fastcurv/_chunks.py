@@ -1,0 +1,112 @@
+"""The chunk table of a multi-tensor call: kept from call to call, rebuilt only when one of its tensors changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcurv import _alloc, _backend, _check
+
+# Tables that a CUDA graph has recorded. A replay reads them for as long as the graph lives, which nothing here can know,
+# so they are never freed (a few kilobytes per capture).
+_recorded: list[Tensor] = []
+
+
+class Workspace:
+    """What an elementwise op remembers between two calls with the same lists.
+
+    The native half compares type, dtype, device, shape, strides and address of every tensor with those of the last call
+    (63 ns a tensor); only a difference in anything but the addresses leads back to the checks in Python.
+
+    Args:
+        names: Argument names of the lists, in the order of the op's signature.
+        mutated: Which of them are written.
+    """
+
+    def __init__(self, names: Sequence[str], mutated: Sequence[bool]) -> None:
+        self.names = tuple(names)
+        native = _backend.native()
+        self._native = native.ChunkTable(list(mutated)) if native else None
+        self._mutated = tuple(mutated)
+        self._chunk = 0
+        self._table: Tensor | None = None
+        self._spare: Tensor | None = None
+
+    def current(self, lists: Sequence[list[Tensor]]) -> bool:
+        """Whether the lists are those last prepared, but perhaps at other addresses."""
+        if self._native is None:
+            return False
+        change = self._native.update(lists, self.names, False)
+        if change:  # the table holds old addresses
+            self._table = None
+        return bool(change != 2)
+
+    def prepare(self, lists: Sequence[list[Tensor]], indices: Sequence[int] | None = None) -> Sequence[list[Tensor]]:
+        """Checks the lists, unless they are current, and records them.
+
+        Args:
+            lists: One list for each name.
+            indices: The numbers by which messages name the tensors, if not 0, 1, ...
+
+        Returns:
+            The lists, with gradients in their parameters' memory layout (copies where they were not).
+
+        Raises:
+            TypeError, ValueError: See `fastcurv._check.elementwise`; also when two written tensors overlap.
+        """
+        if self.current(lists):
+            return lists
+        checked = list(_check.elementwise(dict(zip(self.names, lists, strict=True)), indices).values())
+        self._table = None
+        if self._native is not None:
+            self._native.update(checked, self.names, True)
+        return checked
+
+    def launch(self, op: str, lists: Sequence[list[Tensor]], backend: str | None, **arguments: Any) -> None:
+        """Runs an op on the lists last prepared.
+
+        Args:
+            op: Name of the op.
+            lists: What `prepare` returned.
+            backend: A back end by name, or None for the best.
+            arguments: Keyword arguments of the op.
+        """
+        device = lists[0][0].device
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                _check.scalar_device(name, value, device)
+        name, implementation = _backend.choose(op, device, backend)
+        implementation(*lists, self._device_table(_backend.CHUNK_ELEMENTS[name], device), **arguments)
+        if name != "reference":  # whose torch calls count themselves
+            mutated = itertools.compress(lists, self._mutated)
+            torch.autograd.graph.increment_version(list(itertools.chain.from_iterable(mutated)))
+
+    def _device_table(self, chunk_elements: int, device: torch.device) -> Tensor | None:
+        """The chunk table of the recorded lists in the memory of `device`; None without the native extension."""
+        if self._native is None or (self._table is not None and self._chunk == chunk_elements):
+            return self._table
+        words = self._native.words(chunk_elements)
+        self._chunk = chunk_elements
+        if device.type != "cuda":
+            table = _alloc.empty(words, dtype=torch.int64)
+            self._native.write(table.data_ptr(), chunk_elements)
+            self._table = table if device.type == "cpu" else table.to(device)
+            return self._table
+        # Each table is written once and never reused: the copy of an earlier one may still be on its way. Pinned memory
+        # must not be allocated while a graph is being captured, so a spare is kept from the warm-up step before it.
+        capturing = torch.cuda.is_current_stream_capturing()
+        staging, self._spare = self._spare, None
+        if not capturing or staging is None or staging.numel() < words:
+            staging = _alloc.empty(words, dtype=torch.int64, pin_memory=True)
+        self._native.write(staging.data_ptr(), chunk_elements)
+        self._table = _alloc.empty(words, dtype=torch.int64, device=device)
+        self._table.copy_(staging[:words], non_blocking=True)
+        if capturing:
+            _recorded.extend((staging, self._table))
+        else:
+            self._spare = _alloc.empty(words, dtype=torch.int64, pin_memory=True)
+        return self._table

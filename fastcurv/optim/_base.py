@@ -1,0 +1,294 @@
+"""What every optimizer of fastcurv shares: gathering tensors into lists, their state, checkpoints, and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import is_, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastcurv import _alloc, _check
+from fastcurv._chunks import Workspace
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Parameters of one group that go to the op in one call: of one device and dtype, with a gradient."""
+
+    indices: list[int]
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    space: Workspace
+
+    def lists(self, grads: Sequence[Tensor], keys: Sequence[str | None]) -> list[list[Tensor]]:
+        own = grads if len(grads) == len(self.indices) else [grads[i] for i in self.indices]
+        state = [list(map(itemgetter(key), self.states)) if key else [] for key in keys]
+        return [self.params, list(own), *state, list(map(itemgetter("step"), self.states))]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """How the parameters of a group were split, and what that was decided from."""
+
+    params: list[Tensor]
+    missing: list[bool]
+    keys: tuple[str | None, ...]
+    buckets: list[_Bucket]
+
+    def holds(self, params: list[Tensor], missing: list[bool], keys: tuple[str | None, ...]) -> bool:
+        return missing == self.missing and keys == self.keys and _identical(params, self.params)
+
+
+def _identical(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))
+
+
+class MultiTensorOptimizer(Optimizer):
+    """An optimizer whose step is one call of an op per group (per device and dtype, where a group mixes them).
+
+    A subclass names its op, its state in the order of the op's lists, and the op's arguments.
+    """
+
+    _op: str
+    _state_keys: tuple[str, ...]
+    # GradScaler then hands over its scale and its overflow flag, which the kernel reads.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self, params: Any, defaults: dict[str, Any], *, backend: str | None, state_dtype: torch.dtype | None
+    ) -> None:
+        """Args as `torch.optim.Optimizer`, and where the op runs and in what dtype float32 parameters keep state."""
+        self.backend = backend
+        self.state_dtype = state_dtype
+        self._forget()
+        super().__init__(params, defaults)
+
+    def _keys(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        """The state keys in the order of the op's lists, None for a list the group leaves empty."""
+        raise NotImplementedError
+
+    def _arguments(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The op's keyword arguments for a group."""
+        raise NotImplementedError
+
+    def _workspace(self) -> Workspace:
+        raise NotImplementedError
+
+    def _dispatch(self, lists: Sequence[list[Tensor]], **arguments: Any) -> None:
+        """The public op, which goes through torch.library while torch.compile traces."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        self._plans: dict[int, _Plan] = {}
+        self._known_states: list[dict[str, Any]] = []
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step.
+
+        Args:
+            closure: Evaluates the model and returns the loss; called first, with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            TypeError, ValueError: On a bad parameter or gradient, before anything is written.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            if torch.compiler.is_compiling():
+                self._traced_step()
+            else:
+                self._eager_step()
+        return loss
+
+    def _eager_step(self) -> None:
+        if not _identical(self.state.values(), self._known_states):
+            self._plans.clear()
+        calls = []
+        for number, group in enumerate(self.param_groups):
+            try:
+                calls += [(*prepared, group) for prepared in self._prepare(group)]
+            except (TypeError, ValueError) as error:
+                if len(self.param_groups) == 1:
+                    raise
+                raise type(error)(f"parameter group {number}: {error}") from error
+        for bucket, lists, group in calls:
+            scaling = self._scaling(lists[0][0].device)
+            bucket.space.launch(self._op, lists, self.backend, **self._arguments(group), **scaling)
+
+    def _prepare(self, group: dict[str, Any]) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
+        params = group["params"]
+        grads = [p.grad for p in params]
+        missing = [g is None for g in grads]
+        keys = self._keys(group)
+        plan = self._plans.get(id(group))
+        if plan is None or not plan.holds(params, missing, keys):
+            plan = _Plan(list(params), missing, keys, self._buckets(params, grads, keys))
+            self._plans[id(group)] = plan
+            self._known_states = list(self.state.values())
+        prepared = []
+        for bucket in plan.buckets:
+            lists = bucket.lists(grads, keys)
+            if not bucket.space.current(lists):
+                # A tensor was replaced: by a checkpoint, an offload, another memory format. Bring the state in line.
+                own = bucket.lists(grads, keys)[1]
+                _check.parameters(bucket.params, own, bucket.indices)
+                for index, param in zip(bucket.indices, bucket.params, strict=True):
+                    self._normalise(param, keys, index)
+                lists = bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)
+            prepared.append((bucket, lists))
+        return prepared
+
+    def _buckets(self, params: list[Tensor], grads: list[Any], keys: Sequence[str | None]) -> list[_Bucket]:
+        members: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for i, param in enumerate(params):
+            if grads[i] is not None:
+                members.setdefault((param.device, param.dtype), []).append(i)
+        for indices in members.values():
+            _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
+        for indices in members.values():
+            for i in indices:
+                self._normalise(params[i], keys, i)
+        return [
+            _Bucket(indices, [params[i] for i in indices], [self.state[params[i]] for i in indices], self._workspace())
+            for indices in members.values()
+        ]
+
+    def _traced_step(self) -> None:
+        for group in self.param_groups:
+            keys = self._keys(group)
+            members: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is not None:
+                    members.setdefault((param.device, param.dtype), []).append(param)
+            for (device, _), params in members.items():
+                for param in params:
+                    if len(self.state[param]) == 0:
+                        self._initialise(param, keys)
+                states = [self.state[param] for param in params]
+                lists = [[state[key] for state in states] if key else [] for key in keys]
+                gathered = [params, [param.grad for param in params], *lists, [state["step"] for state in states]]
+                self._dispatch(gathered, **self._arguments(group), **self._scaling(device), backend=self.backend)
+
+    def _scaling(self, device: torch.device) -> dict[str, Tensor | None]:
+        """GradScaler's scale and overflow flag (it sets them as attributes), on the device of the parameters."""
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        return {
+            "grad_scale": scale.to(device, non_blocking=True) if isinstance(scale, Tensor) else None,
+            "found_inf": found.to(device, non_blocking=True) if isinstance(found, Tensor) else None,
+        }
+
+    def _dtype(self, param: Tensor) -> torch.dtype:
+        """The dtype of a parameter's state."""
+        allowed = _check.STATE_DTYPES[param.dtype]
+        return self.state_dtype if self.state_dtype in allowed else allowed[0]
+
+    def _initialise(self, param: Tensor, keys: Sequence[str | None]) -> None:
+        state = self.state[param]
+        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+        for key in keys:
+            if key:
+                state[key] = torch.zeros_like(param, dtype=self._dtype(param), memory_format=torch.preserve_format)
+
+    def _normalise(self, param: Tensor, keys: Sequence[str | None], index: int) -> None:
+        """Creates or adapts the state of a parameter: the dtype, device and layout that the op takes."""
+        state = self.state[param]
+        if not state:
+            return self._initialise(param, keys)
+        self._complete(state, param, keys, f"params[{index}]")
+        step = state["step"]
+        if not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.shape == ()) or (
+            step.device != param.device
+        ):
+            state["step"] = torch.as_tensor(step).detach().to(param.device, torch.float32).reshape(())
+        for key in keys:
+            if key and not self._fits(state[key], param):
+                state[key] = _alloc.empty_like(param, dtype=self._dtype(param)).copy_(state[key])
+
+    def _fits(self, value: Tensor, param: Tensor) -> bool:
+        return (
+            value.dtype == self._dtype(param)
+            and value.device == param.device
+            and value.shape == param.shape
+            and _check.layout(value) == _check.layout(param)
+        )
+
+    def _complete(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
+        """Adds what a checkpoint of a related optimizer lacks, or raises."""
+        for key in ("step", *filter(None, keys)):
+            if key in state:
+                if key != "step" and tuple(state[key].shape) != tuple(param.shape):
+                    raise ValueError(
+                        f"state of {where}: expected {key!r} of shape {tuple(param.shape)}, got "
+                        f"{tuple(state[key].shape)}; this is the state of another model"
+                    )
+            elif key in self._optional_keys:
+                state[key] = torch.zeros_like(param, dtype=self._dtype(param), memory_format=torch.preserve_format)
+            else:
+                raise ValueError(
+                    f"state of {where}: expected a key {key!r}, found {sorted(map(str, state))}. "
+                    f"{type(self).__name__} cannot make up {key!r}: load a checkpoint of an optimizer that keeps it, or "
+                    "start without optimizer state"
+                )
+
+    _optional_keys: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy keep: no plans, which hold addresses."""
+        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores an optimizer; also the end of torch's `load_state_dict`."""
+        super().__setstate__(state)
+        self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint of this optimizer, of its torch counterpart, or of one that keeps the same state.
+
+        State keeps its precision: torch's own loader would round the float32 state of a bfloat16 parameter. Step counts
+        may come as numbers or tensors of any dtype and device.
+
+        Args:
+            state_dict: As returned by `state_dict()`.
+
+        Raises:
+            ValueError: If the checkpoint is of another model, or lacks state that cannot be made up; nothing is loaded.
+        """
+        given: dict[str, Any] = {}
+
+        def remember(_: Optimizer, final: dict[str, Any]) -> None:
+            self._verify(final)
+            given.update(final)
+
+        # Registered last, so that it sees what the user's own hooks made of the dict.
+        handle = self.register_load_state_dict_pre_hook(remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
+            for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
+                if number in given["state"]:
+                    for key in filter(None, self._keys(group)):
+                        if key in given["state"][number]:
+                            value = given["state"][number][key]
+                            self.state[param][key] = _alloc.empty_like(param, dtype=self._dtype(param)).copy_(value)
+                    self._normalise(param, self._keys(group), index)
+        self._forget()
+
+    def _verify(self, state_dict: dict[str, Any]) -> None:
+        for number, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            keys = self._keys({**group, **saved})
+            for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
+                state = dict(state_dict["state"].get(key, {}))
+                if state:
+                    self._complete(state, param, keys, f"param_groups[{number}]['params'][{index}]")
+
