@@ -204,22 +204,22 @@ class MultiTensorOptimizer(Optimizer):
         if not state:
             return self._initialise(param, keys)
         self._complete(state, param, keys, f"params[{index}]")
-        step = state["step"]
-        if not (isinstance(step, Tensor) and step.dtype == torch.float32 and step.shape == ()) or (
-            step.device != param.device
-        ):
-            state["step"] = torch.as_tensor(step).detach().to(param.device, torch.float32).reshape(())
-        for key in keys:
-            if key and not self._fits(state[key], param):
-                state[key] = _alloc.empty_like(param, dtype=self._dtype(param)).copy_(state[key])
+        for key in ("step", *filter(None, keys)):
+            if not self._fits(key, state[key], param):
+                state[key] = self._copy(key, state[key], param)
 
-    def _fits(self, value: Tensor, param: Tensor) -> bool:
-        return (
-            value.dtype == self._dtype(param)
-            and value.device == param.device
-            and value.shape == param.shape
-            and _check.layout(value) == _check.layout(param)
-        )
+    def _fits(self, key: str, value: Any, param: Tensor) -> bool:
+        if not isinstance(value, Tensor) or value.device != param.device:
+            return False
+        if key == "step":
+            return value.dtype == torch.float32 and value.shape == ()
+        return value.dtype == self._dtype(param) and _check.layout(value) == _check.layout(param)
+
+    def _copy(self, key: str, value: Any, param: Tensor) -> Tensor:
+        """A state entry as the op takes it, in memory of its own."""
+        if key == "step":
+            return torch.as_tensor(value).detach().to(param.device, torch.float32, copy=True).reshape(())
+        return _alloc.empty_like(param, dtype=self._dtype(param)).copy_(value)
 
     def _complete(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
         """Adds what a checkpoint of a related optimizer lacks, or raises."""
@@ -276,11 +276,11 @@ class MultiTensorOptimizer(Optimizer):
             handle.remove()
         for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
             for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
-                if number in given["state"]:
-                    for key in filter(None, self._keys(group)):
-                        if key in given["state"][number]:
-                            value = given["state"][number][key]
-                            self.state[param][key] = _alloc.empty_like(param, dtype=self._dtype(param)).copy_(value)
+                state = given["state"].get(number, {})
+                for key in ("step", *filter(None, self._keys(group))):
+                    if key in state:
+                        self.state[param][key] = self._copy(key, state[key], param)
+                if state:
                     self._normalise(param, self._keys(group), index)
         self._forget()
 
