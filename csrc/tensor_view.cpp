@@ -1,5 +1,7 @@
 #include "tensor_view.h"
 
+#include <pybind11/stl.h>
+
 #include <string>
 
 namespace py = pybind11;
@@ -66,7 +68,7 @@ bool view_by_attributes(PyObject* object, TensorView& view) {
     view.device.type = type == "cpu" ? dlpack::kCPU : type == "cuda" ? dlpack::kCUDA : 0;
     view.device.id = device.attr("index").is_none() ? 0 : device.attr("index").cast<int>();
     return true;
-  } catch (const py::error_already_set&) {
+  } catch (const std::exception&) {  // no pointer, strides or known device: no tensor for a kernel
     return false;
   }
 }
