@@ -154,7 +154,9 @@ def elementwise(lists: Mapping[str, list[Tensor]], indices: Sequence[int] | None
                 )
             if state.dtype not in STATE_DTYPES[param.dtype]:
                 allowed = " or ".join(map(_name, STATE_DTYPES[param.dtype]))
-                raise ValueError(f"{where}: expected {allowed} for {_name(param.dtype)} params, got {_name(state.dtype)}")
+                raise ValueError(
+                    f"{where}: expected {allowed} for {_name(param.dtype)} params, got {_name(state.dtype)}"
+                )
             model = model or (where, state.dtype)
             if state.dtype != model[1]:
                 raise ValueError(f"{where}: expected {_name(model[1])} like {model[0]}, got {_name(state.dtype)}")
@@ -182,7 +184,7 @@ def number(name: str, value: float | Tensor, *, below: float = float("inf")) -> 
                 f"{name}: expected a number or a tensor of one float32 or float64 element, got shape {_shape(value)}, "
                 f"{_name(value.dtype)}"
             )
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+    elif isinstance(value, bool) or (not isinstance(value, (int, float)) and not hasattr(value, "__float__")):
         raise TypeError(f"{name}: expected a number or a one-element tensor, got {type(value).__name__}")
     elif not 0.0 <= value < below and not (value == below == float("inf")):
         interval = f"[0, {below:g})" if below != float("inf") else "[0, inf)"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastcurv import _alloc, _backend, _check
 
-# Tables that a CUDA graph has recorded. A replay reads them for as long as the graph lives, which nothing here can know,
-# so they are never freed (a few kilobytes per capture).
+# Tables that a CUDA graph has recorded. A replay reads them for as long as the graph lives, which nothing here can
+# know, so they are never freed (a few kilobytes per capture).
 _recorded: list[Tensor] = []
 
 

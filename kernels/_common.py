@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEADER = 8
-TICKET = 4
+_HEADER = tl.constexpr(8)
+_TICKET = tl.constexpr(4)
 
 # The interpreter pays per program and per operation, a GPU per register.
 BLOCK = 8192 if os.environ.get("TRITON_INTERPRET", "0") == "1" else 1024
 
-# Triton makes a float argument fp32, and gives an integer below 2^31 another type and so another compiled kernel. Doubles
-# therefore travel as their bits, exclusive-or a pattern that no finite double brings near zero.
-_PATTERN = 0x7FFF5555AAAA5555
+# Triton makes a float argument fp32, and gives an integer below 2^31 another type and so another compiled kernel.
+# Doubles therefore travel as their bits, exclusive-or a pattern that no finite double brings near zero.
+_PATTERN = tl.constexpr(0x7FFF5555AAAA5555)
 
 
 def scalar(value: float | Tensor) -> int | Tensor:
@@ -26,12 +26,13 @@ def scalar(value: float | Tensor) -> int | Tensor:
         if value.device.type != "cpu":
             return value
         value = value.item()
-    return int(struct.unpack("<q", struct.pack("<d", float(value)))[0] ^ _PATTERN)
+    return int(struct.unpack("<q", struct.pack("<d", float(value)))[0] ^ _PATTERN.value)
 
 
 def chunks(table: Tensor, tensors: int, lists: int) -> int:
     """Number of chunks of a table, from its length (it may be in device memory)."""
-    return table.numel() - HEADER - tensors * (1 + lists)
+    words: int = table.numel()
+    return words - _HEADER.value - tensors * (1 + lists)
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def read_scalar(argument):
     if argument.dtype.is_ptr():
         value = tl.load(argument).to(tl.float64)
     else:
-        value = (argument.to(tl.int64) ^ 0x7FFF5555AAAA5555).to(tl.float64, bitcast=True)
+        value = (argument.to(tl.int64) ^ _PATTERN).to(tl.float64, bitcast=True)
     return value
 
 
@@ -115,15 +116,15 @@ def advance_steps(table_ptr, LISTS: tl.constexpr, STEP_LIST: tl.constexpr, BLOCK
     """Adds one to every tensor's step, once all programs have read theirs: the last one to arrive does it."""
     # Every warp of this program must have read its step before the ticket is drawn.
     tl.debug_barrier()
-    ticket = tl.atomic_add(table_ptr + 4, 1)
+    ticket = tl.atomic_add(table_ptr + _TICKET, 1)
     if ticket == tl.num_programs(0) - 1:
         tensors = tl.load(table_ptr)
         start = tensors * 0
         while start < tensors:
             index = start + tl.arange(0, BLOCK)
             mask = index < tensors
-            address = tl.load(table_ptr + 8 + index * (1 + LISTS) + 1 + STEP_LIST, mask=mask, other=0)
+            address = tl.load(table_ptr + _HEADER + index * (1 + LISTS) + 1 + STEP_LIST, mask=mask, other=0)
             step_ptr = address.to(tl.pointer_type(tl.float32))
             tl.store(step_ptr, tl.load(step_ptr, mask=mask, other=0.0) + 1.0, mask=mask)
             start += BLOCK
-        tl.store(table_ptr + 4, tensors * 0)
+        tl.store(table_ptr + _TICKET, tensors * 0)

@@ -16,7 +16,9 @@ def snapshot(tensors):
 
 
 def assert_op_refuses(case, error, match, backend=None):
-    tensors = [t for tensors in case.outputs for t in tensors if isinstance(t, torch.Tensor) and t.layout is torch.strided]
+    tensors = [
+        t for tensors in case.outputs for t in tensors if isinstance(t, torch.Tensor) and t.layout is torch.strided
+    ]
     before = snapshot(tensors)
     with pytest.raises(error, match=match):
         ops.adam_(*case.lists, **case.options, backend=backend)
@@ -35,12 +37,28 @@ def bad_grad(index, make):
 
 
 BAD = {
-    "shape": (bad_grad(2, lambda g: g.t()), ValueError, r"grads\[2\]: expected shape \(64, 32\) like params\[2\], got \(32, 64\)"),
-    "dtype": (bad_grad(1, lambda g: g.double()), ValueError, r"grads\[1\]: expected float32 like params\[1\], got float64"),
+    "shape": (
+        bad_grad(2, lambda g: g.t()),
+        ValueError,
+        r"grads\[2\]: expected shape \(64, 32\) like params\[2\], got \(32, 64\)",
+    ),
+    "dtype": (
+        bad_grad(1, lambda g: g.double()),
+        ValueError,
+        r"grads\[1\]: expected float32 like params\[1\], got float64",
+    ),
     "integer": (bad_grad(1, lambda g: g.long()), ValueError, r"grads\[1\]: expected one of float32, .* got int64"),
-    "complex": (bad_grad(1, lambda g: g + 0j), ValueError, r"grads\[1\]: expected a real tensor, got complex64.*view_as_real"),
+    "complex": (
+        bad_grad(1, lambda g: g + 0j),
+        ValueError,
+        r"grads\[1\]: expected a real tensor, got complex64.*view_as_real",
+    ),
     "sparse": (bad_grad(0, lambda g: g.to_sparse()), ValueError, r"grads\[0\]: expected a dense tensor.*SparseAdam"),
-    "device": (bad_grad(1, lambda g: g.to(OTHER)), ValueError, r"grads\[1\]: expected device .* like params\[1\], got meta"),
+    "device": (
+        bad_grad(1, lambda g: g.to(OTHER)),
+        ValueError,
+        r"grads\[1\]: expected device .* like params\[1\], got meta",
+    ),
     "no-tensor": (bad_grad(1, lambda g: None), TypeError, r"grads\[1\]: expected a torch.Tensor, got NoneType"),
     "count": (lambda c: c.grads.pop(), ValueError, r"grads: expected 3 tensors, one for each of params, got 2"),
     "state-count": (lambda c: c.exp_avgs.pop(), ValueError, r"exp_avgs: expected 3 tensors.* got 2"),
@@ -208,7 +226,10 @@ def test_sharded_parameters_are_refused_cleanly():
 
 
 def checkpoint(**state):
-    return {"state": {0: state}, "param_groups": [{**fastcurv.Adam([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0]}]}
+    return {
+        "state": {0: state},
+        "param_groups": [{**fastcurv.Adam([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0]}],
+    }
 
 
 @pytest.mark.parametrize("state, match", [

@@ -11,7 +11,13 @@ from fastcurv import ops
 
 
 def arguments(case):
-    options = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "grad_scale": None, "found_inf": None}
+    options = {
+        "weight_decay": 0.0,
+        "decoupled_weight_decay": False,
+        "maximize": False,
+        "grad_scale": None,
+        "found_inf": None,
+    }
     return tuple(case.lists), {**options, **case.options, "tensors": [None] * 5}
 
 

@@ -89,7 +89,9 @@ def test_fallback_without_the_exchange_api(generator):
         assert not native.exchange_api()
         assert_same_bits(cases.run_adam(case, "cpp"), expected)
         with pytest.raises(ValueError, match="expected a dense tensor"):
-            ops.adam_([torch.ones(3)], [torch.ones(3).to_sparse()], [torch.ones(3)], [torch.ones(3)], [], [torch.ones(())])
+            ops.adam_(
+                [torch.ones(3)], [torch.ones(3).to_sparse()], [torch.ones(3)], [torch.ones(3)], [], [torch.ones(())]
+            )
     finally:
         native.set_exchange_api(True)
 

@@ -40,9 +40,7 @@ def set_grads(params, seed, skip=()):
 
 def assert_same_training(torch_optimizer, ours, steps, dtype=torch.float64, skipping=True):
     """Eight steps or more (RAdam's rectification will switch at the sixth), a layer frozen at 3 and thawed at 5."""
-    theirs, mine = (
-        [p for g in optimizer.param_groups for p in g["params"]] for optimizer in (torch_optimizer, ours)
-    )
+    theirs, mine = ([p for g in optimizer.param_groups for p in g["params"]] for optimizer in (torch_optimizer, ours))
     for step in range(steps):
         skip = ({0, 1} if 3 <= step < 5 else set()) | ({4} if step == 2 else set()) if skipping else ()
         for params, optimizer in ((theirs, torch_optimizer), (mine, ours)):
@@ -77,9 +75,7 @@ def test_same_training_as_torch(pair, options, backend):
 def test_same_training_as_torch_in_float32(pair):
     """Float32 torch (for-loop) is itself off by a few ulp a step; ours may be as far off again."""
     theirs, mine = network(torch.float32), network(torch.float32)
-    assert_same_training(
-        pair[0](theirs.parameters(), foreach=False), pair[1](mine.parameters()), 8, torch.float32
-    )
+    assert_same_training(pair[0](theirs.parameters(), foreach=False), pair[1](mine.parameters()), 8, torch.float32)
 
 
 def test_groups_schedules_and_parameters_added_later():
@@ -105,7 +101,9 @@ def test_groups_schedules_and_parameters_added_later():
 def test_lr_from_float_to_tensor_and_back():
     theirs, mine = network(), network()
     a, b = torch.optim.Adam(theirs.parameters(), foreach=False), fastcurv.Adam(mine.parameters())
-    for step, lr in enumerate([0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.125, dtype=torch.float64), 0.0, 0.2]):
+    for step, lr in enumerate(
+        [0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.125, dtype=torch.float64), 0.0, 0.2]
+    ):
         for net, optimizer in ((theirs, a), (mine, b)):
             optimizer.param_groups[0]["lr"] = lr
             set_grads(net.parameters(), step)
@@ -306,7 +304,9 @@ def test_grad_scaler_with_and_without_unscaling():
                 scaler.step(optimizer)
                 scaler.update()
                 if cls is fastcurv.AdamW:
-                    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True)) or step == 3
+                    assert (
+                        all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True)) or step == 3
+                    )
             results.append(scaler.get_scale())
             assert all(s["step"] == 5 for s in optimizer.state.values())
         assert results[0] == results[1]

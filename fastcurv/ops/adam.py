@@ -43,11 +43,12 @@ def adam_(
     """One step of Adam, AdamW or AMSGrad on a list of parameters, in place.
 
     The formulas are in `fastcurv.reference.adam`. Differs from `torch.optim.Adam` in: the state of half-precision
-    parameters is float32; `grads` are never written, not even with `grad_scale`; bias corrections are computed in double
-    precision wherever the step count is.
+    parameters is float32; `grads` are never written, not even with `grad_scale`; bias corrections are computed in
+    double precision wherever the step count is.
 
     Args:
-        params: n parameters, one dtype (float32, float64, bfloat16 or float16) and device, any shapes, any dense layout.
+        params: n parameters of one dtype (float32, float64, bfloat16 or float16) and device, of any shapes and dense
+            layouts.
         grads: Their gradients: same shapes, dtype and device, any layout. Read only.
         exp_avgs: First moments, in the parameters' layouts; float32 for 16-bit parameters, float32 or bfloat16 for
             float32 ones, float64 for float64 ones.

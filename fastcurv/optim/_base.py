@@ -136,11 +136,10 @@ class MultiTensorOptimizer(Optimizer):
             self._known_states = list(self.state.values())
         prepared = []
         for bucket in plan.buckets:
-            lists = bucket.lists(grads, keys)
+            lists: Sequence[list[Tensor]] = bucket.lists(grads, keys)
             if not bucket.space.current(lists):
                 # A tensor was replaced: by a checkpoint, an offload, another memory format. Bring the state in line.
-                own = bucket.lists(grads, keys)[1]
-                _check.parameters(bucket.params, own, bucket.indices)
+                _check.parameters(bucket.params, lists[1], bucket.indices)
                 for index, param in zip(bucket.indices, bucket.params, strict=True):
                     self._normalise(param, keys, index)
                 lists = bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)
@@ -174,9 +173,9 @@ class MultiTensorOptimizer(Optimizer):
                     if len(self.state[param]) == 0:
                         self._initialise(param, keys)
                 states = [self.state[param] for param in params]
-                lists = [[state[key] for state in states] if key else [] for key in keys]
-                gathered = [params, [param.grad for param in params], *lists, [state["step"] for state in states]]
-                self._dispatch(gathered, **self._arguments(group), **self._scaling(device), backend=self.backend)
+                lists: list[list[Any]] = [params, [param.grad for param in params]]
+                lists += [[state[key] for state in states] if key else [] for key in (*keys, "step")]
+                self._dispatch(lists, **self._arguments(group), **self._scaling(device), backend=self.backend)
 
     def _scaling(self, device: torch.device) -> dict[str, Tensor | None]:
         """GradScaler's scale and overflow flag (it sets them as attributes), on the device of the parameters."""
@@ -235,8 +234,8 @@ class MultiTensorOptimizer(Optimizer):
             else:
                 raise ValueError(
                     f"state of {where}: expected a key {key!r}, found {sorted(map(str, state))}. "
-                    f"{type(self).__name__} cannot make up {key!r}: load a checkpoint of an optimizer that keeps it, or "
-                    "start without optimizer state"
+                    f"{type(self).__name__} cannot make up {key!r}: load a checkpoint of an optimizer that keeps it, "
+                    "or start without optimizer state"
                 )
 
     _optional_keys: tuple[str, ...] = ()
@@ -291,4 +290,3 @@ class MultiTensorOptimizer(Optimizer):
                 state = dict(state_dict["state"].get(key, {}))
                 if state:
                     self._complete(state, param, keys, f"param_groups[{number}]['params'][{index}]")
-

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcurv import _check
+from fastcurv._chunks import Workspace
 from fastcurv.ops import adam as op
 from fastcurv.optim._base import MultiTensorOptimizer
 
@@ -115,7 +115,7 @@ class Adam(MultiTensorOptimizer):
             "maximize": group["maximize"],
         }
 
-    def _workspace(self) -> op.Workspace:
+    def _workspace(self) -> Workspace:
         return op.workspace()
 
     def _dispatch(self, lists: Sequence[list[Tensor]], **arguments: Any) -> None:

@@ -1,0 +1,65 @@
+# make demo   trains a small network with torch.optim and with fastcurv, and times an optimizer step
+# make test   the test suite and the examples in the documentation
+# make bench  measures what bench/targets.toml promises on this machine
+# make lint   style and types
+#
+# Everything is set up in .venv. On a machine that cannot fetch, name an interpreter that has torch (and, for `make test`,
+# the packages of the extra `dev`): make test PYTHON=python3
+
+TORCH ?= torch==2.13.0
+BOOTSTRAP ?= python3
+
+ifdef PYTHON
+python := $(PYTHON)
+demo := build/.given
+dev := build/.given
+else
+python := .venv/bin/python
+demo := .venv/.demo
+dev := .venv/.dev
+endif
+
+# A step is bound by memory, a test by Python: threads only get into each other's way.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test bench lint build clean
+
+demo: $(demo)
+	OMP_NUM_THREADS=$$(nproc) $(python) -m fastcurv.cli demo
+
+test: $(dev) build
+	$(python) -m pytest tests
+	$(python) -m pytest --doctest-modules fastcurv --doctest-ignore-import-errors -p no:cacheprovider
+
+bench: $(dev) build
+	OMP_NUM_THREADS=$$(nproc) $(python) -m fastcurv.cli bench --check
+
+lint: $(dev)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(python) -m clang_format --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+
+# Compiles what changed since; without changes it takes half a second.
+build: $(dev)
+	$(python) setup.py -q build_ext --inplace
+
+.venv/.base:
+	$(BOOTSTRAP) -m venv .venv
+	.venv/bin/python -m pip install -q "$(TORCH)"
+	touch $@
+
+.venv/.demo: .venv/.base pyproject.toml
+	.venv/bin/python -m pip install -q -e '.[demo]'
+	touch $@
+
+.venv/.dev: .venv/.base pyproject.toml
+	.venv/bin/python -m pip install -q -e '.[dev]'
+	touch $@
+
+build/.given: pyproject.toml
+	$(python) -m pip install -q --no-build-isolation --no-deps -e .
+	mkdir -p build && touch $@
+
+clean:
+	rm -rf build dist .venv *.egg-info fastcurv/*.so
