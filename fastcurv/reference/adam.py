@@ -38,7 +38,7 @@ def adam_(
     AMSGrad puts the running maximum of :math:`v` in the place of :math:`v`, before bias correction, as torch does.
     Weight decay is :math:`g_t \leftarrow g_t + \lambda \theta` or, decoupled, :math:`\theta \leftarrow
     (1 - \alpha \lambda) \theta` before the update. Half-precision parameters are updated in float32 and rounded once.
-    `table` is for the compiled back ends. Reads `found_inf` and the steps on the host, so that on a GPU it synchronises.
+    `table` is for the compiled back ends. Reads `found_inf` and the steps on the host: on a GPU it synchronises.
     """
     if found_inf is not None and found_inf.item():
         return
