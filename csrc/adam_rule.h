@@ -20,7 +20,7 @@ enum AdamList { kParam = 0, kGrad = 1, kExpAvg = 2, kExpAvgSq = 3, kMaxExpAvgSq 
 // What the kernel does with the second moment: the only part that changes which memory an element touches.
 enum class SecondMoment : int { adam = 0, amsgrad = 1 };
 
-constexpr Launch kAdamLaunch = {4, 256};
+constexpr Launch kAdamLaunch = {3, 256};
 
 struct AdamArgs {
   long long* table;

@@ -184,6 +184,21 @@ PYBIND11_MODULE(_C, m) {
           py::arg("decoupled_weight_decay"), py::arg("amsgrad"), py::arg("maximize"), py::arg("grad_scale"),
           py::arg("found_inf"));
   };
+  m.def(
+      "stream_",
+      [](const py::object& table, const std::vector<int>& item_sizes, const std::vector<bool>& is_written,
+         int64_t block_elements) {
+        const TensorView words = view(table, "table");
+        if (words.device.type != dlpack::kCPU) throw py::value_error("table: expected a tensor in host memory");
+        if (is_written.size() != item_sizes.size()) throw py::value_error("is_written: expected one for each list");
+        if (block_elements < 1) throw py::value_error("block_elements: expected a positive number");
+        std::vector<StreamList> lists;
+        for (size_t l = 0; l < item_sizes.size(); ++l) lists.push_back({item_sizes[l], is_written[l]});
+        py::gil_scoped_release release;
+        return stream_cpu(static_cast<const long long*>(words.pointer), lists, block_elements);
+      },
+      py::arg("table"), py::arg("item_sizes"), py::arg("is_written"), py::arg("block_elements"));
+
   define("adam_", with_adam_call(adam));
   define("adam_kernel", with_adam_call(adam_kernel));
 }

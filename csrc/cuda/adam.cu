@@ -1,6 +1,5 @@
 // Launches adam.cuh: which instance serves which dtypes and rule.
 #include "adam.cuh"
-
 #include "fastcurv.h"
 #include "launch.h"
 

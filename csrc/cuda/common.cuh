@@ -25,16 +25,30 @@ __device__ __forceinline__ void store_pack(T* pointer, const Pack<T, width>& pac
   *reinterpret_cast<Pack<T, width>*>(pointer) = pack;
 }
 
-// Whether all addresses are multiples of 16; a null pointer, the place of an absent list, counts as one.
+// Whether all addresses are multiples of 16.
 template <typename... Pointers>
 __device__ __forceinline__ bool aligned16(Pointers... pointers) {
   return ((reinterpret_cast<unsigned long long>(pointers) | ...) & 15) == 0;
 }
 
+// Element `begin` of a tensor in one of the lists. Without the assumption the compiler takes an address out of the
+// table for one that may as well lie in shared memory: slower generic accesses, and no value kept across a store.
+template <typename T>
+__device__ __forceinline__ T* list_pointer(const Table& table, long long tensor, int list, long long begin = 0) {
+  T* pointer = table.pointer<T>(tensor, list) + begin;
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
+// Elements begin .. begin + count - 1 of a tensor. Positions in a tensor are 64-bit. Those in a chunk are
+// 32-bit, and unsigned, which saves the sign extensions; a chunk has less than 2^30 elements. It has a multiple of
+// 2048, so that a chunk is aligned where its tensor is.
 struct Chunk {
   long long tensor;
-  long long begin;  // first element, in the tensor; a multiple of the chunk size
-  long long count;
+  long long begin;
+  unsigned int count;
 };
 
 __device__ __forceinline__ Chunk chunk_at(const Table& table, long long index) {
@@ -44,7 +58,7 @@ __device__ __forceinline__ Chunk chunk_at(const Table& table, long long index) {
   chunk.tensor = static_cast<long long>(word >> 32);
   chunk.begin = static_cast<long long>(word & 0xffffffffu) * size;
   const long long rest = table.numel(chunk.tensor) - chunk.begin;
-  chunk.count = rest < size ? rest : size;
+  chunk.count = static_cast<unsigned int>(rest < size ? rest : size);
   return chunk;
 }
 
@@ -54,15 +68,22 @@ struct Width {
   static constexpr int value = n;
 };
 
-// Shares [0, count) out among the threads of a block: body(Width<width>{}, i) does the elements i .. i + width - 1, and
-// body(Width<1>{}, i) one element where whole packs do not fit, or where the memory is not aligned for them.
-template <int width, typename Body>
-__device__ __forceinline__ void for_each_pack(long long count, bool aligned, const Body& body) {
-  const long long packed = aligned ? count - count % width : 0;
-  for (long long i = static_cast<long long>(threadIdx.x) * width; i < packed; i += blockDim.x * width) {
-    body(Width<width>{}, i);
-  }
-  for (long long i = packed + threadIdx.x; i < count; i += blockDim.x) body(Width<1>{}, i);
+// Shares the `count` elements of a chunk out among the threads of a block. start() gives the chunk's pointers, a type
+// with aligned() and +=; body(Width<n>{}, at) does n elements from `at` on: `width` of them, or one where no whole pack
+// is left or the memory is not aligned for packs. start() is asked again before those, because pointers that were kept
+// through the first loop would cost it ten registers.
+template <int width, typename Start, typename Body>
+__device__ __forceinline__ void for_each_pack(unsigned int count, const Start& start, const Body& body) {
+  auto at = start();
+  const unsigned int packed = at.aligned() ? count - count % width : 0;
+  const unsigned int stride = blockDim.x * width;
+  at += threadIdx.x * width;
+  for (unsigned int i = threadIdx.x * width; i < packed; i += stride, at += stride) body(Width<width>{}, at);
+  if (packed == count) return;
+
+  at = start();
+  at += packed + threadIdx.x;
+  for (unsigned int i = packed + threadIdx.x; i < count; i += blockDim.x, at += blockDim.x) body(Width<1>{}, at);
 }
 
 // True, in all threads, for the one block that comes here last: it sees all that the others did before. The ticket goes
@@ -84,7 +105,9 @@ __device__ __forceinline__ bool is_last_block(long long* ticket) {
 __device__ __forceinline__ void advance_steps(long long* words, int step_list) {
   if (!is_last_block(words + kTicket)) return;
   const Table table{words};
-  for (long long t = threadIdx.x; t < table.tensors(); t += blockDim.x) *table.pointer<float>(t, step_list) += 1.0f;
+  for (long long t = threadIdx.x; t < table.tensors(); t += blockDim.x) {
+    *list_pointer<float>(table, t, step_list) += 1.0f;
+  }
 }
 
 }  // namespace fastcurv

@@ -4,7 +4,8 @@
 
 namespace fastcurv {
 
-// Makes a device the current one of this thread, and the former one again at the end.
+// Makes a device the current one of this thread, and the former one again at the end. Where they differ and nothing has
+// used the former yet, the second cudaSetDevice makes a context there (hundreds of MB).
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) : error_(cudaGetDevice(&former_)), device_(device) {
