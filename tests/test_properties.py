@@ -34,7 +34,9 @@ options = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("backend", cases.backends())
 @quick
-@given(shapes=shapes, dtype=st.sampled_from(list(DTYPES)), options=options, amsgrad=st.booleans(), seed=st.integers(0, 99))
+@given(
+    shapes=shapes, dtype=st.sampled_from(list(DTYPES)), options=options, amsgrad=st.booleans(), seed=st.integers(0, 99)
+)
 def test_as_accurate_as_torch(backend, shapes, dtype, options, amsgrad, seed):
     generator = torch.Generator().manual_seed(seed)
     case = adam_case(shapes, dtype, generator=generator, amsgrad=amsgrad, **options)
@@ -44,7 +46,9 @@ def test_as_accurate_as_torch(backend, shapes, dtype, options, amsgrad, seed):
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="across CPU and GPU, measured instead")
 @pytest.mark.parametrize("backend", [b for b in cases.backends() if b != "cpp"])
 @quick
-@given(shapes=shapes, dtype=st.sampled_from(list(DTYPES)), options=options, amsgrad=st.booleans(), seed=st.integers(0, 99))
+@given(
+    shapes=shapes, dtype=st.sampled_from(list(DTYPES)), options=options, amsgrad=st.booleans(), seed=st.integers(0, 99)
+)
 def test_back_ends_agree_bit_for_bit(backend, shapes, dtype, options, amsgrad, seed):
     generator = torch.Generator().manual_seed(seed)
     case = adam_case(shapes, dtype, generator=generator, amsgrad=amsgrad, **options)
