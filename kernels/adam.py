@@ -147,13 +147,14 @@ def _adam_kernel(
         exp_avg_sq_address += first * (STATE.primitive_bitwidth // 8)
         max_exp_avg_sq_address += first * (STATE.primitive_bitwidth // 8)
         # Whole blocks of aligned tensors go without a mask, in 16-byte accesses; the rest is masked. The hints stand on
-        # the addresses because one on a loop-carried offset would be lost.
+        # the addresses because one on a loop-carried offset would be lost. (while: Triton 3.6 interprets no range here.)
         addresses = param_address | grad_address | exp_avg_address | exp_avg_sq_address
         count = end - first
         blocks = count // BLOCK
         if (addresses | max_exp_avg_sq_address) % 16 != 0:
             blocks = count * 0
-        for i in range(blocks):
+        i = count * 0
+        while i < blocks:
             _update(
                 tl.multiple_of(param_address.to(tl.pointer_type(PARAM)), 16),
                 tl.multiple_of(grad_address.to(tl.pointer_type(PARAM)), 16),
@@ -176,7 +177,8 @@ def _adam_kernel(
                 COMPUTE,
                 AMSGRAD,
             )
-        for i in range(blocks, (count + BLOCK - 1) // BLOCK):
+            i += 1
+        while i * BLOCK < count:
             offsets = i * BLOCK + tl.arange(0, BLOCK)
             _update(
                 param_address.to(tl.pointer_type(PARAM)),
@@ -200,6 +202,7 @@ def _adam_kernel(
                 COMPUTE,
                 AMSGRAD,
             )
+            i += 1
     advance_steps(table_ptr, LISTS, 5, BLOCK)
 
 
