@@ -147,7 +147,7 @@ def _adam_kernel(
         exp_avg_sq_address += first * (STATE.primitive_bitwidth // 8)
         max_exp_avg_sq_address += first * (STATE.primitive_bitwidth // 8)
         # Whole blocks of aligned tensors go without a mask, in 16-byte accesses; the rest is masked. The hints stand on
-        # the addresses because one on a loop-carried offset would be lost. (while: Triton 3.6 interprets no range here.)
+        # the addresses because one on a loop-carried offset would be lost. (Triton 3.6 interprets no range here.)
         addresses = param_address | grad_address | exp_avg_address | exp_avg_sq_address
         count = end - first
         blocks = count // BLOCK
