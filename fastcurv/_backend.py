@@ -18,7 +18,7 @@ BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
 # Elements per chunk of the chunk table. cuda: small enough that a list of 1e8 elements gives every block a dozen chunks
 # (not yet measured on a GPU). cpp splits by elements itself. triton: one program per chunk.
-CHUNK_ELEMENTS = {"cuda": 16384, "triton": 8192, "cpp": 1 << 40, "reference": 1 << 40}
+CHUNK_ELEMENTS = {"cuda": 16384, "triton": 8192, "cpp": 1 << 40}
 
 Implementation = Callable[..., None]
 

@@ -80,8 +80,10 @@ class Workspace:
             if isinstance(value, Tensor):
                 _check.scalar_device(name, value, device)
         name, implementation = _backend.choose(op, device, backend)
-        implementation(*lists, self._device_table(_backend.CHUNK_ELEMENTS[name], device), **arguments)
-        if name != "reference":  # whose torch calls count themselves
+        if name == "reference":
+            implementation(*lists, None, **arguments)
+        else:
+            implementation(*lists, self._device_table(_backend.CHUNK_ELEMENTS[name], device), **arguments)
             mutated = itertools.compress(lists, self._mutated)
             torch.autograd.graph.increment_version(list(itertools.chain.from_iterable(mutated)))
 

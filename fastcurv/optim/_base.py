@@ -54,7 +54,8 @@ class MultiTensorOptimizer(Optimizer):
     """
 
     _op: str
-    _state_keys: tuple[str, ...]
+    # State that may be missing from a checkpoint: it then starts at zero.
+    _optional_keys: tuple[str, ...] = ()
     # GradScaler then hands over its scale and its overflow flag, which the kernel reads.
     _step_supports_amp_scaling = True
 
@@ -237,8 +238,6 @@ class MultiTensorOptimizer(Optimizer):
                     f"{type(self).__name__} cannot make up {key!r}: load a checkpoint of an optimizer that keeps it, "
                     "or start without optimizer state"
                 )
-
-    _optional_keys: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plans, which hold addresses."""

@@ -57,7 +57,6 @@ class Adam(MultiTensorOptimizer):
     """
 
     _op = "adam"
-    _state_keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     _optional_keys = ("max_exp_avg_sq",)
 
     def __init__(
