@@ -11,10 +11,12 @@ BOOTSTRAP ?= python3
 
 ifdef PYTHON
 python := $(PYTHON)
+clang-format := clang-format
 demo := build/.given
 dev := build/.given
 else
 python := .venv/bin/python
+clang-format := .venv/bin/clang-format
 demo := .venv/.demo
 dev := .venv/.dev
 endif
@@ -38,7 +40,7 @@ lint: $(dev)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
-	$(python) -m clang_format --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+	$(clang-format) --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
 
 # Compiles what changed since; without changes it takes half a second.
 build: $(dev)

@@ -130,8 +130,8 @@ py::tuple adam_kernel(const AdamCall& call) {
   static const char* const types[] = {"float", "double", "fastcurv::bfloat16", "fastcurv::float16"};
   static const char* const rules[] = {"adam", "amsgrad"};
   const std::string name = std::string("fastcurv::adam_kernel<") + types[static_cast<int>(call.param)] + ", " +
-                           types[static_cast<int>(call.state)] + ", fastcurv::SecondMoment::" +
-                           rules[static_cast<int>(call.rule)] + ">";
+                           types[static_cast<int>(call.state)] +
+                           ", fastcurv::SecondMoment::" + rules[static_cast<int>(call.rule)] + ">";
   return py::make_tuple(name, call.table.chunks, kAdamLaunch.threads, kAdamLaunch.blocks_per_multiprocessor,
                         py::bytes(reinterpret_cast<const char*>(&call.args), sizeof call.args));
 }
@@ -166,8 +166,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<ChunkTable>(m, "ChunkTable")
       .def(py::init<std::vector<bool>>(), py::arg("is_mutated"))
       .def(
-          "update", [](ChunkTable& t, const py::sequence& lists, const py::sequence& names,
-                       bool accept) { return static_cast<int>(t.update(lists, names, accept)); },
+          "update",
+          [](ChunkTable& t, const py::sequence& lists, const py::sequence& names, bool accept) {
+            return static_cast<int>(t.update(lists, names, accept));
+          },
           py::arg("lists"), py::arg("names"), py::arg("accept"))
       .def("words", &ChunkTable::words, py::arg("chunk_elements"))
       .def(

@@ -10,6 +10,8 @@ namespace py = pybind11;
 namespace fastcurv {
 namespace {
 
+constexpr int kAhead = 6;  // tensors: five cache lines each, of about two dozen that a core can wait for
+
 int64_t item_size(int dtype) {
   switch (static_cast<Dtype>(dtype)) {
     case Dtype::float64: return 8;
@@ -18,7 +20,21 @@ int64_t item_size(int dtype) {
   }
 }
 
+uintptr_t address_of(const py::object& holder) {
+  return py::hasattr(holder, "_cdata") ? holder.attr("_cdata").cast<uintptr_t>() : 0;
+}
+
 }  // namespace
+
+// A training step has filled the caches with weights by the time the lists are read: looking at a tensor then costs
+// five misses in a row, four times what it costs warm. Prefetching cannot fault, so addresses that went stale do no
+// harm.
+void ChunkTable::prefetch(PyObject* object, size_t k) const {
+  __builtin_prefetch(object);
+  const uintptr_t tensor = entries_[k].inside[0], storage = entries_[k].inside[1];
+  for (int line = 0; line < 4; ++line) __builtin_prefetch(reinterpret_cast<const char*>(tensor) + 64 * line);
+  __builtin_prefetch(reinterpret_cast<const char*>(storage));
+}
 
 bool ChunkTable::matches(const Entry& entry, PyObject* object, const TensorView& view) const {
   const size_t bytes = entry.ndim * sizeof(int64_t);
@@ -46,12 +62,20 @@ ChunkTable::Change ChunkTable::update(const py::sequence& lists, const py::seque
     TensorView view;
     for (Py_ssize_t i = 0; i < size; ++i, ++k) {
       if (!accept && k >= entries_.size()) return kOther;
+      if (!accept && i + kAhead < size && k + kAhead < entries_.size()) prefetch(items[i + kAhead], k + kAhead);
       if (!view_tensor(items[i], view)) {
         if (accept) throw py::type_error("a list holds an object that is no dense tensor");
         return kOther;
       }
       if (accept) {
-        entries.push_back({Py_TYPE(items[i]), view.dtype, view.device, view.ndim, view.numel, shapes.size()});
+        const auto tensor = py::reinterpret_borrow<py::object>(items[i]);
+        entries.push_back({Py_TYPE(items[i]),
+                           view.dtype,
+                           view.device,
+                           view.ndim,
+                           view.numel,
+                           shapes.size(),
+                           {address_of(tensor), address_of(tensor.attr("untyped_storage")())}});
         shapes.insert(shapes.end(), view.shape, view.shape + view.ndim);
         shapes.insert(shapes.end(), view.strides, view.strides + view.ndim);
       } else if (!matches(entries_[k], items[i], view)) {

@@ -10,9 +10,9 @@
 
 namespace fastcurv {
 
-// Remembers every tensor of a set of lists: type, dtype, device, shape, strides and address of each, compared in full at
-// every call. A key of addresses alone would be wrong: the caching allocator hands the same address to tensors of other
-// sizes. Metadata is accepted only from a caller that has checked it, so a match needs no further check.
+// Remembers every tensor of a set of lists: type, dtype, device, shape, strides and address of each, compared in full
+// at every call. A key of addresses alone would be wrong: the caching allocator hands the same address to tensors of
+// other sizes. Metadata is accepted only from a caller that has checked it, so a match needs no further check.
 class ChunkTable {
  public:
   enum Change : int { kSame = 0, kMoved = 1, kOther = 2 };
@@ -34,18 +34,20 @@ class ChunkTable {
     dlpack::Device device;
     int ndim;
     int64_t numel;
-    size_t shape;  // offset in shapes_: ndim sizes, then ndim strides
+    size_t shape;         // offset in shapes_: ndim sizes, then ndim strides
+    uintptr_t inside[2];  // where torch keeps the tensor and its storage: to prefetch, never to read
   };
 
+  void prefetch(PyObject* object, size_t k) const;
   bool matches(const Entry& entry, PyObject* object, const TensorView& view) const;
   void require_disjoint(const std::vector<uintptr_t>& pointers, const pybind11::sequence& names) const;
   int64_t tensors() const { return lists_ ? static_cast<int64_t>(entries_.size()) / lists_ : 0; }
   int64_t chunks(int64_t chunk_elements) const;
 
   std::vector<bool> is_mutated_;
-  int lists_ = 0;                 // lists that hold tensors
-  std::vector<int> present_;      // their numbers
-  std::vector<Entry> entries_;    // list after list
+  int lists_ = 0;               // lists that hold tensors
+  std::vector<int> present_;    // their numbers
+  std::vector<Entry> entries_;  // list after list
   std::vector<int64_t> shapes_;
   std::vector<uintptr_t> pointers_;
 };

@@ -96,7 +96,8 @@ FC_INLINE float maximum(float a, float b) { return a != a || a > b ? a : b; }  /
 FC_INLINE double maximum(double a, double b) { return a != a || a > b ? a : b; }
 
 // base^exponent by repeated squaring. Only IEEE products, so that host, device and Triton get the same bits, which no
-// two libraries' pow promises. The relative error is at most exponent * 2^-53, that of perturbing `base` by half an ulp.
+// two libraries' pow promises. The relative error is at most exponent * 2^-53, that of perturbing `base` by half an
+// ulp.
 FC_INLINE double integer_power(double base, long long exponent) {
   double result = 1.0;
   while (exponent > 0) {

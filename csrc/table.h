@@ -47,9 +47,7 @@ struct Scalar {
   const float* as_float;
   const double* as_double;
 
-  FC_INLINE double get() const {
-    return as_float ? static_cast<double>(*as_float) : as_double ? *as_double : value;
-  }
+  FC_INLINE double get() const { return as_float ? static_cast<double>(*as_float) : as_double ? *as_double : value; }
 };
 
 }  // namespace fastcurv

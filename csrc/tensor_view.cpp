@@ -22,8 +22,7 @@ struct Torch {
     Py_INCREF(type.ptr());  // for the life of the process
     if (!py::hasattr(type, "__dlpack_c_exchange_api__")) return;
     py::object capsule = type.attr("__dlpack_c_exchange_api__");
-    auto* header =
-        static_cast<dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    auto* header = static_cast<dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!header) PyErr_Clear();
     while (header && header->version.major > kDlpackMajor) header = header->previous;
     auto* candidate = reinterpret_cast<const dlpack::ExchangeApi*>(header);

@@ -1,9 +1,8 @@
 // Adam, AdamW and AMSGrad over a list of tensors: see ../adam_rule.h for the formula.
 // Floor: bytes over memory bandwidth (28 B per element in float32), plus about 0.1 us per tensor.
-#include "../adam_rule.h"
-
 #include <cstdint>
 
+#include "../adam_rule.h"
 #include "../fastcurv.h"
 #include "parallel.h"
 #include "simd.h"
@@ -41,7 +40,8 @@ void run(const AdamArgs& args) {
   const Table table{args.table};
   const AdamHyper hyper = adam_hyper(args);
 
-  // Tensors share their step count but for those whose gradient was missing at times: one computation per run of equals.
+  // Tensors share their step count but for those whose gradient was missing at times: one computation per run of
+  // equals.
   std::vector<Coefficients> coefficients;
   std::vector<int32_t> which(table.tensors());
   float last_step = -1.0f;
@@ -55,8 +55,8 @@ void run(const AdamArgs& args) {
     which[t] = static_cast<int32_t>(coefficients.size() - 1);
   }
 
-  const auto loop = Clones<Loop>::template select<const Coefficients*, Param*, const Param*, State*, State*, State*,
-                                                  long long>();
+  const auto loop =
+      Clones<Loop>::template select<const Coefficients*, Param*, const Param*, State*, State*, State*, long long>();
   for_each_element_range(table, [&](long long t, long long begin, long long end) {
     State* max_exp_avg_sq = table.pointer<State>(t, kMaxExpAvgSq);
     loop(&coefficients[which[t]], table.pointer<Param>(t, kParam) + begin, table.pointer<Param>(t, kGrad) + begin,
