@@ -84,8 +84,8 @@ class Workspace:
             implementation(*lists, None, **arguments)
         else:
             # Before the kernel, which fills the caches with weights: afterwards it takes four times as long.
-            mutated = itertools.compress(lists, self._mutated)
-            torch.autograd.graph.increment_version(list(itertools.chain.from_iterable(mutated)))
+            for mutated in itertools.compress(lists, self._mutated):
+                torch.autograd.graph.increment_version(mutated)
             implementation(*lists, self._device_table(_backend.CHUNK_ELEMENTS[name], device), **arguments)
 
     def _device_table(self, chunk_elements: int, device: torch.device) -> Tensor | None:

@@ -1,0 +1,269 @@
+"""The one harness: first the correctness of every implementation, then their times, interleaved in one process.
+
+No speed-up is given for a case in which an implementation of fastcurv is wrong, nor for a run during which something
+else used the machine: the times stand alone then, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from . import machine
+from .clocks import Call, Clock, quantile
+from .results import Result, Row, summarise
+
+Role = Literal["ours", "reference", "torch", "peer"]
+
+WARM_UPS = 3
+# Where in memory a buffer happens to lie changes the time of a large step by a tenth, and where it lies depends on the
+# order of allocation: all are allocated and measured twice, the second time in reversed order.
+PLACEMENTS = 2
+LEAST_SAMPLES = 4
+MOST_ROUNDS = 150
+SECONDS = 4.0
+# A contender that takes n times as long as ours, and more than PATIENCE times, sits out rounds: of 1000 rounds it is in
+# 1000 * PATIENCE / n, but at least in every LONGEST_STRIDE-th.
+PATIENCE, LONGEST_STRIDE = 4, 8
+DOES_NOT_RUN = "does not run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a run includes.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        peers: Whether other libraries are measured too, where they are installed.
+        compile: Whether torch.compile is measured too (minutes).
+        quick: Whether every case is made small and run a few times, to see that it runs.
+    """
+
+    device: str = "cpu"
+    peers: bool = False
+    compile: bool = False
+    quick: bool = False
+
+
+@dataclasses.dataclass
+class Prepared:
+    """One implementation with inputs of its own, warmed up.
+
+    Attributes:
+        call: What is timed.
+        kernel: The call of the bare kernel over the same buffers, or None.
+        ceilings: Name, call and bytes moved of what bounds the call from below, over the same buffers.
+    """
+
+    call: Call
+    kernel: Call | None = None
+    ceilings: Sequence[tuple[str, Call, int]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One implementation that a case measures.
+
+    Attributes:
+        name: As printed.
+        role: Of fastcurv (`ours`, or its `reference`), of `torch`, or of a `peer`.
+        verify: Runs it on a small version of the case; returns what is wrong, or an empty string.
+        prepare: Gives it inputs of its own and warms it up.
+        bytes: Memory that it needs.
+        note: In what it differs from the others; with a note it is not compared in speed.
+    """
+
+    name: str
+    role: Role
+    verify: Callable[[], str]
+    prepare: Callable[[], Prepared]
+    bytes: int = 0
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case(ABC):
+    """One row of work: what is computed, by whom, and how many bytes it must move at least.
+
+    Attributes:
+        op: Name of the op.
+        name: Name of the case, unique for its op.
+        work: The same for a reader.
+        devices: Where it is run.
+        baseline: Name of the contender that speed-ups are relative to; empty for none.
+    """
+
+    op: str
+    name: str
+    work: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    baseline: str = "torch fused"
+
+    @abstractmethod
+    def contenders(self, options: Options) -> list[Contender]:
+        """The implementations, those of fastcurv first, best first."""
+
+    @abstractmethod
+    def size(self, options: Options) -> dict[str, int]:
+        """`tensors`, `elements` and `bytes` that a call has to move."""
+
+
+def interleave(
+    calls: Mapping[str, Call], clock: Clock, seconds: float, least: int, pace: str = ""
+) -> dict[str, list[float]]:
+    """Times calls in turn, in another order every round, so that a drift of the machine hits all of them alike.
+
+    Args:
+        calls: By name.
+        clock: For their device.
+        seconds: How long to go on.
+        least: The least number of samples of each, however long they take.
+        pace: The call by whose time others are slow; they sit out some rounds. Empty: none does.
+
+    Returns:
+        The times in seconds, one list for each name.
+    """
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
+    start = time.perf_counter()
+    times = {name: [clock.time(calls[name])] for name in order}
+    stride = dict.fromkeys(order, 1)
+    if pace:
+        ratios = {name: times[name][0] / (PATIENCE * times[pace][0]) for name in order}
+        stride = {name: min(LONGEST_STRIDE, max(1, round(ratio))) for name, ratio in ratios.items()}
+    needed = least * max(stride.values(), default=1)
+    for done in range(1, max(needed, MOST_ROUNDS)):
+        if done >= needed and time.perf_counter() - start > seconds:
+            break
+        shuffle(order)
+        for name in order:
+            if done % stride[name] == 0:
+                times[name].append(clock.time(calls[name]))
+    return times
+
+
+class _Measurement:
+    """Collects the times of a case over several placements of its buffers."""
+
+    def __init__(self, case: Case, options: Options, clock: Clock) -> None:
+        self.options, self.clock = options, clock
+        self.contenders = case.contenders(options)
+        self.rows = {c.name: self._verified(c) for c in self.contenders}
+        self.ours = next((c.name for c in self.contenders if c.role == "ours"), "")
+        # Where memory runs short, ours and the baseline come first.
+        self.first = [c for c in self.contenders if c.name in (self.ours, case.baseline)]
+        self.times: dict[str, list[float]] = {}
+        self.alone: dict[str, list[float]] = {}
+        self.ceilings: dict[str, int] = {}
+        self.watch = machine.Watch()
+
+    def _verified(self, contender: Contender) -> Row:
+        row = Row(contender.name, contender.role, note=contender.note)
+        try:
+            row.wrong = contender.verify()
+        except Exception as error:  # other libraries: whatever they raise, ours are measured
+            if contender.role in ("ours", "reference"):
+                raise
+            row.note = f"{DOES_NOT_RUN}: {type(error).__name__}: {error}".partition("\n")[0]
+        return row
+
+    def place(self, backwards: bool) -> None:
+        """Allocates for all contenders, measures, and lets go of everything."""
+        _free(self.options.device)
+        calls: dict[str, Call] = {}
+        alone: dict[str, Call] = {}
+        rest = [c for c in self.contenders if c not in self.first]
+        for contender in [*self.first[::-1], *rest[::-1]] if backwards else [*self.first, *rest]:
+            if self.rows[contender.name].note.startswith(DOES_NOT_RUN) or not self._fits(contender):
+                continue
+            prepared = contender.prepare()
+            self.rows[contender.name].extra = self.clock.extra(prepared.call)
+            calls[contender.name] = self.clock.adopt(prepared.call)
+            if contender.name == self.ours:
+                calls.update({name: call for name, call, _ in prepared.ceilings})
+                self.ceilings = {name: moved for name, _, moved in prepared.ceilings}
+                if prepared.kernel is not None:
+                    calls["kernel"] = prepared.kernel
+                    alone = {"step": prepared.call, "kernel": prepared.kernel}
+        quick = self.options.quick
+        seconds, least = (0.0, 1) if quick else (SECONDS, LEAST_SAMPLES)
+        gc.collect()
+        gc.disable()
+        try:
+            with self.watch:
+                pace = self.ours if self.ours in calls and not quick else ""
+                _extend(self.times, interleave(calls, self.clock, seconds, least, pace))
+                _extend(self.alone, interleave(alone, self.clock, seconds / 6, least))
+        finally:
+            gc.enable()
+
+    def _fits(self, contender: Contender) -> bool:
+        """Whether there is memory for its own buffers, and as much again for temporaries; notes it where not."""
+        available = machine.available_bytes(self.options.device)
+        if 2 * contender.bytes > available and contender.name not in self.times:
+            needed = 2 * contender.bytes / 2**30
+            self.rows[
+                contender.name
+            ].note = f"not measured: needs {needed:.1f} GiB, {available / 2**30:.1f} GiB are free"
+        return 2 * contender.bytes <= available
+
+
+def _free(device: str) -> None:
+    """Gives back what former contenders held: optimizers are in reference cycles."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _extend(times: dict[str, list[float]], more: Mapping[str, list[float]]) -> None:
+    for name, samples in more.items():
+        times.setdefault(name, []).extend(samples)
+
+
+def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> Result:
+    """Verifies and measures the contenders of a case.
+
+    Args:
+        case: The case.
+        options: What to include.
+        clock: For the device of the options.
+        start_load: Load average when the whole run began.
+    """
+    measured = _Measurement(case, options, clock)
+    for placement in range(1 if options.quick else PLACEMENTS):
+        measured.place(backwards=placement % 2 == 1)
+    rows, watch, alone = list(measured.rows.values()), measured.watch, measured.alone
+    red = [f"{row.name} is wrong: {row.wrong}" for row in rows if row.wrong and row.role in ("ours", "reference")]
+    quick = "a quick run shrinks the work" if options.quick else ""
+    # A GPU does its work whatever the processors do meanwhile.
+    contended = [machine.overloaded(start_load), watch.contended()] if options.device == "cpu" else []
+    unfit = "; ".join(filter(None, [*red, *contended, quick]))
+    result = Result(case.name, case.work, case.baseline, case.size(options), rows, unfit=unfit)
+    result.load, result.others = watch.load, watch.others
+    if alone:
+        result.overhead = 1e3 * (quantile(alone["step"], 0.5) - quantile(alone["kernel"], 0.5))
+    return summarise(result, measured.times, measured.ceilings)
+
+
+def run_all(cases: Sequence[Case], options: Options, clock: Clock, start_load: float | None = None) -> Iterator[Result]:
+    """Runs the cases for a device one after another.
+
+    Args:
+        cases: The cases.
+        options: What to include.
+        clock: For the device of the options.
+        start_load: Load average that all are judged by; None for that before the first.
+    """
+    start_load = os.getloadavg()[0] if start_load is None else start_load
+    for case in cases:
+        if options.device in case.devices:
+            yield run(case, options, clock, start_load)
+            _free(options.device)

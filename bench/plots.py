@@ -1,0 +1,161 @@
+"""Plots of the results and of the demo; needs matplotlib (`pip install 'fastcurv[bench]'`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only, wherever this runs
+# One text of an SVG for one set of numbers: no date, no random identifiers.
+matplotlib.rcParams["svg.hashsalt"] = "fastcurv"
+
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
+
+from .results import Result, Row  # noqa: E402
+
+OURS = "#0b6e99"
+COLOURS = {
+    "fastcurv triton": "#4aa5a1",
+    "torch fused": "#d1495b",
+    "torch foreach": "#edae49",
+    "torch loop": "#8d99ae",
+    "torch compile": "#6a4c93",
+    "torch default": "#8d99ae",
+}
+PEERS = ("#5b8c5a", "#a3b18a", "#7f5539")
+MARKERS = {"ours": "o", "reference": "o", "torch": "D", "peer": "s"}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 150,
+}
+
+
+def colour(row: Row, others: Sequence[str]) -> str:
+    """The colour of a contender, the same in every plot; `others` are the names of those without a fixed one."""
+    if row.name in COLOURS:
+        return COLOURS[row.name]
+    return PEERS[others.index(row.name) % len(PEERS)] if row.name in others else OURS
+
+
+def relative_times(results: Sequence[Result], title: str) -> Figure:
+    """Step times relative to the baseline of each case, one line of dots to a case; our own reference is left out.
+
+    Args:
+        results: Results with speed-ups.
+        title: Of the plot.
+    """
+    names = list(dict.fromkeys(row.name for result in results for row in result.rows))
+    peers = list(dict.fromkeys(row.name for result in results for row in result.rows if row.role == "peer"))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.52 * len(results)), layout="constrained")
+        legend: dict[str, Any] = {}
+        for position, result in enumerate(results):
+            base = result.row(result.baseline)
+            assert base is not None
+            axes.axhline(position, color="#e6e6e6", linewidth=6, zorder=0)
+            for row in sorted(result.rows, key=lambda row: row.role == "ours"):
+                if row.speedup is None or row.role == "reference":
+                    continue
+                shade = colour(row, peers)
+                axes.plot([row.p20 / base.median, row.p80 / base.median], [position] * 2, color=shade, linewidth=1.5)
+                size = 9 if row.role == "ours" else 6
+                line = axes.plot(
+                    row.median / base.median, position, MARKERS[row.role], color=shade, markersize=size, linestyle=""
+                )
+                legend.setdefault(row.name, line[0])
+                if row is result.ours():
+                    place = (row.median / base.median, position)
+                    axes.annotate(f"{row.speedup:.2f} x", place, (0, 9), textcoords="offset points", ha="center")
+        axes.axvline(1, color=COLOURS["torch fused"], linewidth=1, linestyle="--", zorder=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_yticks(range(len(results)), [result.work for result in results])
+        axes.set_ylim(len(results) - 0.5, -0.7)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(f"time of opt.step() relative to {results[0].baseline} (left is faster); bars span p20 to p80")
+        axes.set_title(title)
+        known = [name for name in names if name in legend]
+        figure.legend(
+            [legend[name] for name in known], known, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+        )
+    return figure
+
+
+def step_times(results: Sequence[Result]) -> Figure:
+    """Step times in milliseconds, one panel to a case."""
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(
+            1, len(results), figsize=(4.2 * len(results), 2.6), layout="constrained", squeeze=False
+        )
+        for axes, result in zip(panels[0], results, strict=True):
+            rows = [row for row in result.rows if row.rounds]
+            bars = axes.barh(
+                [row.name for row in rows], [row.median for row in rows], color=[colour(r, []) for r in rows]
+            )
+            axes.bar_label(bars, [f"{row.median:.3g} ms" for row in rows], padding=4)
+            axes.margins(x=0.25)
+            axes.invert_yaxis()
+            axes.set_title(result.work + (" (the machine was busy)" if result.unfit else ""))
+            axes.set_xlabel("median time of opt.step() in ms")
+    return figure
+
+
+def losses(curves: Mapping[str, Sequence[float]], yardstick: str, limit: float, steps: int) -> Figure:
+    """Loss against step, and how far the curves are from one of them.
+
+    Args:
+        curves: Losses by optimizer.
+        yardstick: The name of the curve that differences are taken from.
+        limit: The relative difference that is allowed.
+        steps: During how many steps it is.
+    """
+    shades = {name: COLOURS.get(name, OURS) for name in curves}
+    with matplotlib.rc_context(STYLE):
+        figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 5.4), layout="constrained", sharex=True)
+        # Each thinner than the last, or the last would hide the others: they coincide.
+        for width, (name, values) in zip((5, 3, 1.2), curves.items(), strict=False):
+            above.plot(range(1, len(values) + 1), values, label=name, color=shades[name], linewidth=width)
+        above.set_yscale("log")
+        above.set_ylabel("training loss")
+        above.set_title("The same network, data and seed")
+        above.legend(frameon=False)
+        base = curves[yardstick]
+        for name, values in curves.items():
+            if name != yardstick:
+                # Equal losses have no place on a logarithmic axis.
+                apart = [abs(a - b) / abs(b) or math.nan for a, b in zip(values, base, strict=True)]
+                below.plot(
+                    range(1, len(apart) + 1), apart, ".-", label=name, color=shades[name], linewidth=1, markersize=2
+                )
+        below.plot([1, steps], [limit] * 2, "--", color="#555555", label=f"allowed in the first {steps} steps")
+        below.set_yscale("log")
+        below.set_ylabel("relative difference")
+        below.set_xlabel("step")
+        below.set_title(f"Difference of the loss from {yardstick}")
+        below.legend(frameon=False)
+    return figure
+
+
+def save(figure: Figure, path: Path, *suffixes: str) -> None:
+    """Writes a figure once for each suffix, without a date, and closes it.
+
+    Args:
+        figure: What to write.
+        path: The file, whose suffix is replaced.
+        suffixes: `.png`, `.svg`.
+    """
+    for suffix in suffixes:
+        figure.savefig(path.with_suffix(suffix), metadata={"Date": None} if suffix == ".svg" else {"Software": None})
+    pyplot.close(figure)

@@ -1,0 +1,165 @@
+"""What was measured: rows and results, how they are summed up, printed, and kept in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import machine
+from .clocks import quantile
+
+
+@dataclasses.dataclass
+class Row:
+    """What was measured of one contender, in milliseconds; `rounds` is 0 where it was not measured."""
+
+    name: str
+    role: str
+    median: float = 0.0
+    p20: float = 0.0
+    p80: float = 0.0
+    rounds: int = 0
+    gigabytes_per_second: float = 0.0
+    ceiling: float | None = None
+    speedup: float | None = None
+    wrong: str = ""
+    note: str = ""
+    extra: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Result:
+    """What was measured of one case.
+
+    Attributes:
+        unfit: Why speed-ups and figures are withheld; empty when they are not.
+        ceiling: The highest bandwidth a ceiling reached, in GB/s, and `ceiling_name`, which one.
+        overhead: Milliseconds of a step of the first contender outside its bare kernel, the two alternating with
+            nothing in between.
+        overhead_among_others: The same when the other contenders run in between and take the caches.
+    """
+
+    case: str
+    work: str
+    baseline: str
+    size: dict[str, int]
+    rows: list[Row]
+    ceiling: float | None = None
+    ceiling_name: str = ""
+    overhead: float | None = None
+    overhead_among_others: float | None = None
+    load: tuple[float, float] = (0.0, 0.0)
+    others: float = 0.0
+    unfit: str = ""
+
+    def row(self, name: str) -> Row | None:
+        """The row of a contender by name."""
+        return next((row for row in self.rows if row.name == name), None)
+
+    def ours(self) -> Row | None:
+        """The row of the back end that a user gets: the best that runs."""
+        return next((row for row in self.rows if row.role == "ours"), None)
+
+
+def summarise(result: Result, times: Mapping[str, Sequence[float]], ceilings: Mapping[str, int]) -> Result:
+    """Fills in medians, bandwidths, percentages and speed-ups.
+
+    Args:
+        result: Of a case, with rows not yet filled in.
+        times: Seconds, one list for each contender, ceiling and `kernel`.
+        ceilings: Bytes that each ceiling moves.
+    """
+    speeds = {name: moved / quantile(times[name], 0.5) / 1e9 for name, moved in ceilings.items()}
+    if speeds:
+        result.ceiling_name, result.ceiling = max(speeds.items(), key=lambda item: item[1])
+    ours = result.ours()
+    if ours and "kernel" in times:
+        result.overhead_among_others = 1e3 * (quantile(times[ours.name], 0.5) - quantile(times["kernel"], 0.5))
+    base = result.row(result.baseline)
+    # The baseline is what the others are compared with, however precise it is.
+    comparable = base is not None and base.name in times and not base.note
+    for row in result.rows:
+        if row.name not in times:
+            continue
+        samples = times[row.name]
+        row.rounds = len(samples)
+        row.p20, row.median, row.p80 = (1e3 * quantile(samples, q) for q in (0.2, 0.5, 0.8))
+        row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
+        if result.ceiling and not row.note:
+            row.ceiling = row.gigabytes_per_second / result.ceiling
+        if comparable and not (result.unfit or row.note or (row.wrong and row is not base)):
+            row.speedup = quantile(times[result.baseline], 0.5) * 1e3 / row.median
+    return result
+
+
+def table(result: Result) -> str:
+    """A result as text."""
+    size = result.size
+    title = f"{result.work}: {size['tensors']} tensors, {size['elements']:,} parameters, {size['bytes']:,} bytes a step"
+    lines = [title]
+    if result.ceiling:
+        lines.append(f"  ceiling {result.ceiling:.1f} GB/s ({result.ceiling_name}, over the same buffers)")
+    against = f"x {result.baseline}" if result.baseline else ""
+    lines.append(f"  {'':26}{'median':>10} {'[p20, p80] ms':>20} {'GB/s':>8} {'% ceiling':>10} {against:>14}")
+    for row in result.rows:
+        if not row.rounds:
+            lines.append(f"  {row.name:26} {row.note}")
+            continue
+        spread = f"[{row.p20:.3f}, {row.p80:.3f}]"
+        percent = f"{100 * row.ceiling:.0f}" if row.ceiling else ""
+        speed = f"{row.speedup:.2f}" if row.speedup else ""
+        remark = row.wrong or row.note
+        figures = f"{row.median:>10.3f} {spread:>20} {row.gigabytes_per_second:>8.1f} {percent:>10} {speed:>14}"
+        lines.append(f"  {row.name:26}{figures}  {remark}".rstrip())
+    ours = result.ours()
+    # Below that it is the difference of two long times, and noise.
+    if ours and result.overhead_among_others is not None and (result.overhead or 0.0) > 0.05 * ours.median:
+        among = f"{result.overhead_among_others:.3f} ms with the others in between"
+        lines.append(f"  outside the kernel: {result.overhead:.3f} ms; {among}")
+    if result.unfit:
+        lines.append(f"  no speed-up is given: {result.unfit}")
+    load = "load average {:.2f} before, {:.2f} after".format(*result.load)
+    lines.append(f"  {load}; others used {result.others:.2f} of a core")
+    return "\n".join(lines)
+
+
+def store(path: Path, op: str, device: str, measured: Sequence[Result]) -> None:
+    """Writes results, and what they were measured on, to a JSON file; replaces it as a whole.
+
+    Args:
+        path: The file.
+        op: Name of the op.
+        device: `cpu` or `cuda`.
+        measured: The results.
+    """
+    document = {"op": op, **machine.describe(device), "cases": [dataclasses.asdict(result) for result in measured]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_rounded(document), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """Reads what `store` wrote.
+
+    Returns:
+        Op, device, machine and versions; and the results.
+    """
+    document = json.loads(path.read_text())
+    measured = []
+    for case in document.pop("cases"):
+        rows = [Row(**row) for row in case["rows"]]
+        measured.append(Result(**{**case, "rows": rows, "load": tuple(case["load"])}))
+    return document, measured
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits are more than a clock gives."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

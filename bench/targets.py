@@ -1,0 +1,119 @@
+"""The rows of targets.toml, and whether a result shows what they promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from .results import Result
+
+Measure = Literal["speedup", "ceiling", "overhead", "launches", "dispatch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One row; the fields are explained in targets.toml."""
+
+    op: str
+    case: str
+    device: Literal["cpu", "gpu"]
+    work: str
+    measure: Measure
+    against: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def holds(self, figure: float) -> bool:
+        """Whether a figure meets the threshold."""
+        return figure >= self.at_least if self.at_least is not None else figure <= (self.at_most or 0.0)
+
+    def wanted(self) -> str:
+        """The threshold in words."""
+        sign, value = (">=", self.at_least) if self.at_least is not None else ("<=", self.at_most)
+        return f"{sign} {self.say(value or 0.0)}"
+
+    def say(self, value: float) -> str:
+        """A figure of this row in words."""
+        if self.measure == "ceiling":
+            return f"{100 * value:.0f} % of the ceiling"
+        if self.measure == "overhead":
+            return f"{value:.2f} ms"
+        if self.measure == "launches":
+            return f"{value:.0f} launch" + ("" if value == 1 else "es")
+        if self.measure == "dispatch":
+            return f"{value:.3g} x the dispatch time of {self.against}"
+        return f"{value:.3g} x {self.against}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A row with its figure, and `holds`, `does not hold`, or why there is none."""
+
+    target: Target
+    figure: float | None
+    status: str
+
+
+def load() -> list[Target]:
+    """The rows of targets.toml."""
+    document = tomllib.loads(Path(__file__).with_name("targets.toml").read_text())
+    return [Target(**row) for row in document["target"]]
+
+
+def judge(rows: Sequence[Target], measured: Mapping[str, Sequence[Result]]) -> list[Verdict]:
+    """Compares rows with results.
+
+    Args:
+        rows: Of one op.
+        measured: Results of that op by device, `cpu` and `gpu`, as far as there are any.
+    """
+    return [_verdict(row, measured.get(row.device)) for row in rows]
+
+
+def _verdict(target: Target, measured: Sequence[Result] | None) -> Verdict:
+    if measured is None:
+        return Verdict(target, None, "not yet measured on a GPU" if target.device == "gpu" else "not yet measured")
+    result = next((result for result in measured if result.case == target.case), None)
+    if result is None:
+        return Verdict(target, None, "not measured")
+    if result.unfit:
+        return Verdict(target, None, f"not measured: {result.unfit}")
+    value = _figure(target, result)
+    if value is None:
+        return Verdict(target, None, "not measured: a part of it did not run")
+    return Verdict(target, value, "holds" if target.holds(value) else "does not hold")
+
+
+def _figure(target: Target, result: Result) -> float | None:
+    ours = result.ours()
+    if ours is None or not ours.rounds:
+        return None
+    if target.measure == "ceiling":
+        return ours.ceiling
+    if target.measure == "overhead":
+        return result.overhead
+    if target.measure == "launches":
+        return ours.extra.get("launches")
+    other = result.row(target.against)
+    if other is None or not other.rounds or other.note:
+        return None
+    if target.measure == "speedup":
+        return other.median / ours.median
+    if "dispatch" not in ours.extra or "dispatch" not in other.extra:
+        return None
+    return ours.extra["dispatch"] / other.extra["dispatch"]
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Verdicts as text."""
+    width = max((len(v.target.work) for v in verdicts), default=0)
+    lines = []
+    for verdict in verdicts:
+        target = verdict.target
+        device = "GPU" if target.device == "gpu" else "CPU"
+        figure = f"{target.say(verdict.figure)}: " if verdict.figure is not None else ""
+        lines.append(f"{device}  {target.work:{width}}  wanted {target.wanted():44} {figure}{verdict.status}")
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""Results of benchmarks: how they are summed up, judged by the targets, kept, and reported."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fastcurv.bench import report, results, targets
+from fastcurv.bench.harness import Options
+from fastcurv.bench.results import Result, Row
+
+
+def result(case="c", unfit="", **milliseconds):
+    """A result of known times: 28 MB a step, a ceiling of 20 GB/s."""
+    roles = {"ours": "fastcurv cpp", "fused": "torch fused", "foreach": "torch foreach", "peer": "a peer"}
+    rows = [Row(roles[k], "ours" if k == "ours" else "peer" if k == "peer" else "torch") for k in milliseconds]
+    empty = Result(case, f"work {case}", "torch fused", {"tensors": 1, "elements": 10**6, "bytes": 28 * 10**6}, rows)
+    empty.unfit = unfit
+    times = {roles[k]: [x / 1e3 * f for f in (0.5, 1.0, 1.0, 4.0)] for k, x in milliseconds.items()}
+    return results.summarise(empty, {**times, "stream": [1.0, 1.0]}, {"stream": 20 * 10**9})
+
+
+def test_medians_bandwidths_percentages_and_speedups():
+    measured = result(ours=2.0, fused=3.0, peer=1.0)
+    ours, fused = measured.rows[:2]
+    assert (ours.median, fused.median, ours.rounds) == (2.0, 3.0, 4)
+    assert ours.p20 == pytest.approx(1.6) and ours.p80 == pytest.approx(4.4)
+    assert ours.gigabytes_per_second == pytest.approx(14.0)
+    assert measured.ceiling == pytest.approx(20.0) and ours.ceiling == pytest.approx(0.7)
+    assert ours.speedup == pytest.approx(1.5) and fused.speedup == 1.0
+
+
+def test_an_unfit_run_gives_times_and_no_speedups():
+    measured = result(unfit="others used 1.00 of a core", ours=2.0, fused=3.0)
+    assert all(row.rounds and row.speedup is None for row in measured.rows)
+    text = results.table(measured)
+    assert "no speed-up is given: others used 1.00 of a core" in text and "2.000" in text
+
+
+def speedup_target(**changes):
+    row = {"op": "adam", "case": "test", "device": "cpu", "work": "w", "measure": "speedup", "against": "torch fused"}
+    return targets.Target(**{**row, "at_least": 1.5, **changes})
+
+
+def test_every_target_names_a_case_and_what_it_is_compared_with():
+    rows = targets.load()
+    assert len({(row.op, row.case, row.device, row.measure, row.against) for row in rows}) == len(rows)
+    for row in rows:
+        assert (row.at_least is None) != (row.at_most is None)
+        module = pytest.importorskip(f"fastcurv.bench.bench_{row.op}")
+        case = next(case for case in module.CASES if case.name == row.case)
+        assert {"cpu": "cpu", "gpu": "cuda"}[row.device] in case.devices
+        names = {implementation.name for implementation in case.implementations(Options(), case.dtype)}
+        assert bool(row.against) == (row.measure in ("speedup", "dispatch"))
+        assert not row.against or row.against in names
+        assert row.measure != "ceiling" or case.has_ceiling
+
+
+def test_judgement_of_targets():
+    def status(target, **by_device):
+        return targets.judge([target], by_device)[0].status
+
+    measured = dataclasses.replace(result(case="test", ours=2.0, fused=3.0), overhead=0.3)
+    assert status(speedup_target(), cpu=[measured]) == "holds"
+    assert status(speedup_target(at_least=1.51), cpu=[measured]) == "does not hold"
+    assert status(speedup_target(measure="ceiling", against="", at_least=0.71), cpu=[measured]) == "does not hold"
+    assert status(speedup_target(measure="overhead", against="", at_least=None, at_most=0.3), cpu=[measured]) == "holds"
+    assert status(speedup_target(device="gpu"), cpu=[measured]) == "not yet measured on a GPU"
+    assert status(speedup_target(case="other"), cpu=[measured]) == "not measured"
+    assert status(speedup_target(against="torch foreach"), cpu=[measured]).startswith("not measured")
+    contended = result(case="test", unfit="busy", ours=2.0, fused=3.0)
+    assert status(speedup_target(), cpu=[contended]) == "not measured: busy"
+    on_gpu = result(case="test", ours=2.0, fused=3.0)
+    on_gpu.rows[0].extra, on_gpu.rows[1].extra = {"launches": 1.0, "dispatch": 0.2}, {"launches": 2.0, "dispatch": 0.1}
+    assert status(speedup_target(measure="launches", against="", at_least=None, at_most=1), cpu=[on_gpu]) == "holds"
+    verdict = targets.judge([speedup_target(measure="dispatch", at_least=None, at_most=1.0)], {"cpu": [on_gpu]})[0]
+    assert verdict.figure == 2.0 and verdict.status == "does not hold"
+    assert "2 x the dispatch time of torch fused: does not hold" in targets.table([verdict])
+
+
+def test_results_survive_a_file(tmp_path):
+    measured = [result(ours=2.0, fused=3.0), result(case="d", unfit="busy", ours=1.0)]
+    measured[0].rows.append(Row("absent", "peer", note="not measured: needs memory"))
+    results.store(tmp_path / "adam-cpu.json", "adam", "cpu", measured)
+    about, found = results.load(tmp_path / "adam-cpu.json")
+    results.store(tmp_path / "again.json", "adam", "cpu", found)
+    assert results.load(tmp_path / "again.json") == (about, found)
+    assert [(r.case, r.unfit, [row.name for row in r.rows]) for r in found] == [
+        (r.case, r.unfit, [row.name for row in r.rows]) for r in measured
+    ]
+    assert found[0].rows[0].speedup == pytest.approx(measured[0].rows[0].speedup, rel=1e-5) == pytest.approx(1.5)
+    assert found[0].rows[2] == measured[0].rows[2] and found[1].rows[0].speedup is None
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["cores"] >= 1 and about["date"] and about["processor"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "README.md").write_text(f"before\n\n{report.BEGIN}\nstale\n{report.END}\n\nafter\n")
+    return tmp_path
+
+
+def test_report_says_what_the_results_say_and_nothing_else(checkout):
+    pytest.importorskip("matplotlib")
+    root = ["--root", str(checkout)]
+    fast, slow = result(case="c", ours=2.0, fused=3.0, peer=1.0), result(case="1x50M", ours=4.0, fused=3.0)
+    path = checkout / "bench" / "results" / "adam-cpu.json"
+    results.store(path, "adam", "cpu", [fast, slow])
+    assert report.main([*root, "--check"]) == 1
+    assert report.main(root) == 0
+    text = (checkout / "README.md").read_text()
+    plots = {p.name: p.read_bytes() for p in (checkout / "docs").iterdir()}
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "| work c | 1 | 1,000,000 | 2 | 3 | 1 | 70 | **1.50** |" in text
+    assert (
+        "Where fastcurv loses: a peer on work c (1 ms against 2); torch fused on work 1x50M (3 ms against 4)." in text
+    )
+    assert "| CPU | Adam, one tensor of 50M | >= 0.95 x torch fused | 0.75 x torch fused | does not hold |" in text
+    assert text.count("not yet measured on a GPU") == sum(row.device == "gpu" for row in targets.load())
+    assert set(plots) == {"benchmarks.png", "benchmarks.svg"}
+
+    assert report.main(root) == 0 and report.main([*root, "--check"]) == 0
+    assert (checkout / "README.md").read_text() == text
+    assert {p.name: p.read_bytes() for p in (checkout / "docs").iterdir()} == plots
+
+    path.unlink()
+    assert report.main([*root, "--check"]) == 1
+    report.main(root)
+    assert "**1.50**" not in (checkout / "README.md").read_text()
+
+
+def test_report_makes_a_readme_where_there_is_none(tmp_path):
+    assert report.main(["--root", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text().startswith(report.BEGIN)
+
+
+def test_report_gives_no_speedup_of_an_unfit_run(checkout):
+    results.store(checkout / "bench/results/adam-cpu.json", "adam", "cpu", [result(unfit="busy", ours=2.0, fused=3.0)])
+    pytest.importorskip("matplotlib")
+    report.main(["--root", str(checkout)])
+    text = (checkout / "README.md").read_text()
+    assert "No speed-up is given for work c: busy." in text
+    assert "| work c | 1 | 1,000,000 | 2 | 3 |  |  |" in text
