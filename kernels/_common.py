@@ -31,8 +31,8 @@ def scalar(value: float | Tensor) -> int | Tensor:
 
 def chunks(table: Tensor, tensors: int, lists: int) -> int:
     """Number of chunks of a table, from its length (it may be in device memory)."""
-    words: int = table.numel()
-    return words - _HEADER.value - tensors * (1 + lists)
+    header: int = _HEADER.value
+    return table.numel() - header - tensors * (1 + lists)
 
 
 @triton.jit

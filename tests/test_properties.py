@@ -1,5 +1,7 @@
 """Properties over random lists: shapes, layouts, dtypes, list lengths, offsets, options (hypothesis)."""
 
+import itertools
+
 import cases
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_any_partition_at_any_offset_gives_the_same_bits(length, cuts, offset, d
 
     def pieces(tensor):
         moved = torch.empty(length + offset, dtype=tensor.dtype, device=DEVICE)[offset:].copy_(tensor)
-        return [moved[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return [moved[a:b] for a, b in itertools.pairwise(edges)]
 
     lists = [pieces(tensors[0]) for tensors in whole.lists[:5]]
     steps = [whole.steps[0].clone() for _ in edges[1:]]
