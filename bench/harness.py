@@ -207,13 +207,11 @@ class _Measurement:
 
     def _fits(self, contender: Contender) -> bool:
         """Whether there is memory for its own buffers, and as much again for temporaries; notes it where not."""
-        available = machine.available_bytes(self.options.device)
-        if 2 * contender.bytes > available and contender.name not in self.times:
-            needed = 2 * contender.bytes / 2**30
-            self.rows[
-                contender.name
-            ].note = f"not measured: needs {needed:.1f} GiB, {available / 2**30:.1f} GiB are free"
-        return 2 * contender.bytes <= available
+        available, needed = machine.available_bytes(self.options.device), 2 * contender.bytes
+        if needed > available and contender.name not in self.times:
+            sizes = f"needs {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
+            self.rows[contender.name].note = f"not measured: {sizes}"
+        return needed <= available
 
 
 def _free(device: str) -> None:

@@ -14,7 +14,15 @@ from .clocks import quantile
 
 @dataclasses.dataclass
 class Row:
-    """What was measured of one contender, in milliseconds; `rounds` is 0 where it was not measured."""
+    """What was measured of one contender, in milliseconds; `rounds` is 0 where it was not measured.
+
+    Attributes:
+        ceiling: Bandwidth as a fraction of the ceiling.
+        speedup: Over the baseline; None where none may be given.
+        wrong: What is wrong with its results, if anything is.
+        note: In what it differs from the others, or why it was not measured.
+        extra: On a GPU, what `clocks.CudaClock.extra` returns.
+    """
 
     name: str
     role: str
@@ -87,9 +95,9 @@ def summarise(result: Result, times: Mapping[str, Sequence[float]], ceilings: Ma
         samples = times[row.name]
         row.rounds = len(samples)
         row.p20, row.median, row.p80 = (1e3 * quantile(samples, q) for q in (0.2, 0.5, 0.8))
-        row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
-        if result.ceiling and not row.note:
-            row.ceiling = row.gigabytes_per_second / result.ceiling
+        if not row.note:
+            row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
+            row.ceiling = row.gigabytes_per_second / result.ceiling if result.ceiling else None
         if comparable and not (result.unfit or row.note or (row.wrong and row is not base)):
             row.speedup = quantile(times[result.baseline], 0.5) * 1e3 / row.median
     return result
@@ -112,7 +120,8 @@ def table(result: Result) -> str:
         percent = f"{100 * row.ceiling:.0f}" if row.ceiling else ""
         speed = f"{row.speedup:.2f}" if row.speedup else ""
         remark = row.wrong or row.note
-        figures = f"{row.median:>10.3f} {spread:>20} {row.gigabytes_per_second:>8.1f} {percent:>10} {speed:>14}"
+        bandwidth = f"{row.gigabytes_per_second:.1f}" if row.gigabytes_per_second else ""
+        figures = f"{row.median:>10.3f} {spread:>20} {bandwidth:>8} {percent:>10} {speed:>14}"
         lines.append(f"  {row.name:26}{figures}  {remark}".rstrip())
     ours = result.ours()
     # Below that it is the difference of two long times, and noise.
