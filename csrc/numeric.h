@@ -63,9 +63,9 @@ FC_INLINE void store(double& out, double x) { out = x; }
 
 FC_INLINE void store(bfloat16& out, float x) {  // round to nearest even
   const unsigned int bits = float_to_bits(x);
-  const unsigned int rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const unsigned int quiet = (bits >> 16) | 0x0040u;
-  out.bits = static_cast<unsigned short>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+  const unsigned int high = bits >> 16;
+  const unsigned int rounded = (bits + 0x7fffu + (high & 1u)) >> 16;
+  out.bits = static_cast<unsigned short>(x != x ? high | 0x0040u : rounded);
 }
 
 FC_INLINE void store(float16& out, float x) {  // round to nearest even
