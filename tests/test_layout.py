@@ -167,4 +167,4 @@ def test_wheel_holds_the_package_and_nothing_else():
     python = {n for n in TRACKED if n.startswith("fastcurv/") and n.endswith(".py")}
     python |= {"fastcurv/" + n for n in TRACKED if re.fullmatch(r"(kernels|bench)/\w+\.py", n)}
     assert python == {n for n in names if n.endswith(".py")}
-    assert all(n.startswith("fastcurv") and not n.startswith("fastcurv/bench/results") for n in names)
+    assert all(n.startswith("fastcurv") and not n.startswith("fastcurv/bench/results/") for n in names)
