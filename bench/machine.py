@@ -54,8 +54,12 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of fastcurv and of the packages that a result depends on, those that are installed."""
-    found = {"python": platform.python_version(), "fastcurv": fastcurv.__version__}
-    for name in ("torch", "triton", "cupy-cuda13x", "torch-optimi", "pytorch_optimizer"):
+    found = {
+        "python": platform.python_version(),
+        "fastcurv": fastcurv.__version__,
+        "torch": torch.__version__,
+    }
+    for name in ("triton", "cupy-cuda13x", "torch-optimi", "pytorch_optimizer"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -58,8 +58,8 @@ struct AdamCoefficients {
 
 template <typename T>
 FC_INLINE AdamCoefficients<T> adam_coefficients(const AdamHyper& h, long long step) {
-  const double correction1 = 1.0 - integer_power(h.beta1, step);
-  const double root2 = square_root(1.0 - integer_power(h.beta2, step));
+  const double correction1 = one_minus_power(h.beta1, step);
+  const double root2 = square_root(one_minus_power(h.beta2, step));
   AdamCoefficients<T> c;
   c.grad_factor = static_cast<T>(h.grad_factor);
   c.l2 = static_cast<T>(h.decoupled_weight_decay ? 0.0 : h.weight_decay);

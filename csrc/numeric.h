@@ -95,14 +95,16 @@ struct Compute<double> {
 FC_INLINE float maximum(float a, float b) { return a != a || a > b ? a : b; }  // NaN wins, as in torch.maximum
 FC_INLINE double maximum(double a, double b) { return a != a || a > b ? a : b; }
 
-// base^exponent by repeated squaring. Only IEEE products, so that host, device and Triton get the same bits, which no
-// two libraries' pow promises. The relative error is at most exponent * 2^-53, that of perturbing `base` by half an
-// ulp.
-FC_INLINE double integer_power(double base, long long exponent) {
-  double result = 1.0;
+// 1 - beta^exponent for beta in [0, 1), by repeated squaring of the complement: with a = 1 - x and b = 1 - y, 1 - x y
+// is a + b (1 - a), and no term cancels. Accurate to a few ulp however small the result is, where 1 - pow(beta, t) is
+// not; and only IEEE operations, so that host, device and Triton get the same bits, which no two libraries' pow
+// promises.
+FC_INLINE double one_minus_power(double beta, long long exponent) {
+  double result = 0.0;
+  double power = 1.0 - beta;  // the complement of beta^(2^k)
   while (exponent > 0) {
-    result = (exponent & 1) ? result * base : result;
-    base = base * base;
+    result = (exponent & 1) ? result + power * (1.0 - result) : result;
+    power = power * (2.0 - power);
     exponent >>= 1;
   }
   return result;

@@ -46,12 +46,13 @@ def read_scalar(argument):
 
 
 @triton.jit
-def integer_power(base, exponent):
-    """base^exponent in float64 by the products of csrc/numeric.h, so that the bits are the same."""
-    result = base * 0.0 + 1.0
+def one_minus_power(beta, exponent):
+    """1 - beta^exponent in float64 by the operations of csrc/numeric.h, so that the bits are the same."""
+    result = beta * 0.0
+    power = 1.0 - beta
     while exponent > 0:
-        result = tl.where((exponent & 1) == 1, result * base, result)
-        base = base * base
+        result = tl.where((exponent & 1) == 1, result + power * (1.0 - result), result)
+        power = power * (2.0 - power)
         exponent = exponent >> 1
     return result
 

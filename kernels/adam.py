@@ -18,8 +18,8 @@ from ._common import (
     advance_steps,
     chunks,
     divide,
-    integer_power,
     maximum,
+    one_minus_power,
     read_scalar,
     rounded,
     scalar,
@@ -118,8 +118,8 @@ def _adam_kernel(
         beta1_value = read_scalar(beta1)
         beta2_value = read_scalar(beta2)
         decay_value = read_scalar(weight_decay)
-        correction1 = 1.0 - integer_power(beta1_value, t)
-        root2 = tl.sqrt(1.0 - integer_power(beta2_value, t))
+        correction1 = one_minus_power(beta1_value, t)
+        root2 = tl.sqrt(one_minus_power(beta2_value, t))
         grad_value = beta1_value * 0.0 + 1.0
         if MAXIMIZE:
             grad_value = -grad_value

@@ -146,7 +146,9 @@ def test_another_library_that_raises_spoils_nothing_else(quiet):
 def test_all_implementations_are_verified(dtype):
     case = adam_case(dtype=dtype)
     for contender in case.contenders(Options()):
-        assert contender.verify() == "", contender.name
+        # torch's foreach in float16 overflows, in some versions; that is for it to show.
+        if dtype != torch.float16 or contender.role in ("ours", "reference"):
+            assert contender.verify() == "", contender.name
     nan = Implementation("nan", "ours", lambda params, lr: torch.optim.Adam(params, lr=float("inf")), 8)
     assert case.verify(nan, "cpu").startswith("off by nan")
 
