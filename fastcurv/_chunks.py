@@ -20,7 +20,7 @@ class Workspace:
     """What an elementwise op remembers between two calls with the same lists.
 
     The native half compares type, dtype, device, shape, strides and address of every tensor with those of the last call
-    (63 ns a tensor); only a difference in anything but the addresses leads back to the checks in Python.
+    at little cost; only a difference in anything but the addresses leads back to the checks in Python.
 
     Args:
         names: Argument names of the lists, in the order of the op's signature.
