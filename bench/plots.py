@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # files only, wherever this runs
 # One text of an SVG for one set of numbers: no date, no random identifiers.
 matplotlib.rcParams["svg.hashsalt"] = "fastcurv"
 
+# After the choice above, which pyplot takes at import.
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,7 +127,7 @@ def run_adam(case: Case, backend: str, space=None) -> Case:
 
         space = ops.adam.workspace() if space is None else space
         lists = space.prepare(case.lists)
-        emulator.emulated("adam")(*lists, space._device_table(2048, torch.device("cpu")), **_full(case.options))
+        emulator.emulated("adam")(*lists, space._device_table(2048, torch.device("cpu")), **full(case.options))
     else:
         ops.adam_(*case.lists, **case.options, backend=backend)
     return case
@@ -138,7 +139,7 @@ def truth(case: Case) -> list[list[np.ndarray]]:
     def long(tensors):
         return [t.detach().cpu().double().numpy().astype(np.longdouble) for t in tensors]
 
-    o = {name: float(x) if isinstance(x, Tensor) else x for name, x in _full(case.options).items()}
+    o = {name: float(x) if isinstance(x, Tensor) else x for name, x in full(case.options).items()}
     params, grads, exp_avgs, exp_avg_sqs, maxima, steps = map(long, case.lists)
     outputs = [[], [], [], [], []]
     one = np.longdouble(1)
@@ -166,7 +167,7 @@ def truth(case: Case) -> list[list[np.ndarray]]:
 def assert_as_accurate_as_torch(result: Case, case: Case) -> None:
     """For each list: the largest error against the truth is at most twice that of torch arithmetic, plus two ulp."""
     same_dtype = case.clone()
-    reference.adam_(*same_dtype.lists, None, **_full(same_dtype.options))
+    reference.adam_(*same_dtype.lists, None, **full(same_dtype.options))
 
     def flat(arrays):
         return np.concatenate([a.ravel() for a in arrays] or [np.zeros(0)])
@@ -182,9 +183,15 @@ def assert_as_accurate_as_torch(result: Case, case: Case) -> None:
             assert error(got, want) <= 2 * error(torchs, want) + 2 * ulp, got[0].dtype
 
 
-def _full(options: dict[str, Any]) -> dict[str, Any]:
+def full(options: dict[str, Any]) -> dict[str, Any]:
     defaults = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "grad_scale": None}
     return {**defaults, "found_inf": None, **options}
+
+
+def differing(a: Case, b: Case) -> int:
+    """Number of elements of the outputs whose bits differ, wherever the two cases are."""
+    pairs = zip(itertools.chain(*a.outputs), itertools.chain(*b.outputs), strict=True)
+    return sum(int((bits(x.cpu()) != bits(y.cpu())).sum()) for x, y in pairs)
 
 
 def assert_same_bits(a: Case, b: Case) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import mmap
 import os
+import warnings
 from fractions import Fraction
 
 import cases
@@ -58,10 +59,16 @@ def test_as_accurate_as_torch(backend, dtype, options, generator):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", ADAM_OPTIONS)
 def test_back_ends_agree_bit_for_bit(backend, dtype, options, generator):
-    if DEVICE.type == "cuda":
-        pytest.skip("whether bits agree across CPU and GPU is measured by fastcurv.bench.gpu, not demanded")
     case = adam_case(dtype=dtype, generator=generator, **adam_options(options))
-    assert_same_bits(cases.run_adam(case, backend), cases.run_adam(case, "cpp"))
+    if DEVICE.type == "cpu":
+        assert_same_bits(cases.run_adam(case, backend), cases.run_adam(case, "cpp"))
+        return
+    # On a GPU the same is reported, not demanded: pytest's summary shows the warning.
+    cpu = torch.device("cpu")
+    same = torch.Generator().manual_seed(generator.initial_seed())
+    host = adam_case(dtype=dtype, device=cpu, generator=same, **adam_options(options, cpu))
+    if count := cases.differing(cases.run_adam(case, backend), cases.run_adam(host, "cpp")):
+        warnings.warn(f"{backend} {dtype} {options}: {count} elements differ in bits from cpp", stacklevel=1)
 
 
 @pytest.mark.parametrize("backend", COMPILED)
@@ -90,7 +97,7 @@ def test_many_small_equal_one_large_and_unaligned(backend, amsgrad, generator):
         space = ops.adam.workspace()
         lists = space.prepare(parts.lists)
         table = space._device_table(2048, DEVICE)
-        emulator.emulated("adam")(*lists, table, **cases._full(parts.options))
+        emulator.emulated("adam")(*lists, table, **cases.full(parts.options))
     else:
         ops.adam_(*parts.lists, **parts.options, backend=backend)
     for got, want in zip(split.outputs[:-1], result.outputs[:-1], strict=True):

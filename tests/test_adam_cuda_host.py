@@ -4,7 +4,7 @@ import struct
 
 import pytest
 import torch
-from cases import ADAM_OPTIONS, DTYPES, Case, adam_case, adam_options, bits
+from cases import ADAM_OPTIONS, DTYPES, Case, adam_case, adam_options, bits, full
 from cuda_host import emulator
 
 from fastcurv import _C
@@ -17,14 +17,6 @@ ORDERS = [("ascending", 0), ("descending", 0), ("random", 1), ("random", 2)]
 
 # Around the widths of packs (2, 4, 8) and around one and two chunks, with nothing first, in the middle and last.
 SHAPES = [(0,), (1,), (3,), (), (7,), (8,), (0, 3), (9,), (17,), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (5, 821), (0,)]
-
-DEFAULTS = {
-    "weight_decay": 0.0,
-    "decoupled_weight_decay": False,
-    "maximize": False,
-    "grad_scale": None,
-    "found_inf": None,
-}
 
 
 def guarded(case: Case, offset: int = 0, which: tuple[str, ...] = tuple(NAMES[:5])) -> tuple[Case, list[torch.Tensor]]:
@@ -57,7 +49,7 @@ def table_of(case: Case) -> torch.Tensor:
 
 
 def arguments(case: Case, table: torch.Tensor) -> tuple[list, dict]:
-    return [*case.lists, table], {**DEFAULTS, **case.options}
+    return [*case.lists, table], full(case.options)
 
 
 def by_cpp(case: Case) -> Case:

@@ -9,19 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, adam_case
+from cases import DTYPES, adam_case, full
 
 from fastcurv import _C, _nvrtc
 
 CPU = torch.device("cpu")
 ARCHITECTURES = (80, 90, 100, 120)
-DEFAULTS = {
-    "weight_decay": 0.0,
-    "decoupled_weight_decay": False,
-    "maximize": False,
-    "grad_scale": None,
-    "found_inf": None,
-}
 
 
 def nvrtc_missing():
@@ -40,7 +33,7 @@ def call(dtype="float32", amsgrad=False, shapes=((3,), (5,))):
     builder.update(case.lists, names, True)
     table = torch.empty(builder.words(2048), dtype=torch.int64)
     builder.write(table.data_ptr(), 2048)
-    return [*case.lists, table], {**DEFAULTS, **case.options}
+    return [*case.lists, table], full(case.options)
 
 
 def kernel_name(dtype, amsgrad):
