@@ -12,47 +12,140 @@ def cuda_unusable(device: int) -> str | None: ...
 class ChunkTable:
     def __init__(self, is_mutated: list[bool]) -> None: ...
     def update(self, lists: Sequence[Sequence[Tensor]], names: Sequence[str], accept: bool) -> int: ...
-    def words(self, chunk_elements: int) -> int: ...
-    def write(self, address: int, chunk_elements: int) -> None: ...
+    def size(self, chunk_elements: int, rows: int) -> tuple[int, int, int, int]: ...
+    def write(self, address: int, chunk_elements: int, rows: int) -> None: ...
 
 def stream_(table: Tensor, item_sizes: list[int], is_written: list[bool], block_elements: int) -> int: ...
+
+# `<op>_kernel` takes the arguments of `<op>_` and says how a GPU would be asked for the same: for each launch the name
+# expression of the kernel, the number of blocks that have something to do, threads, blocks per multiprocessor, and the
+# bytes of the kernel's one argument.
+_Launches = list[tuple[str, int, int, int, bytes]]
+
 def adam_(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
+    mu_products: list[Tensor],
     steps: list[Tensor],
-    table: Tensor | None,
+    table: tuple[Tensor, int, int] | None,
     *,
     lr: float | Tensor,
     beta1: float | Tensor,
     beta2: float | Tensor,
     eps: float | Tensor,
     weight_decay: float | Tensor,
+    mu_decay: float | Tensor,
+    rule: str,
     decoupled_weight_decay: bool,
-    amsgrad: bool,
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None: ...
-def adam_kernel(
+def adam_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def lamb_(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
-    table: Tensor | None,
+    table: tuple[Tensor, int, int] | None,
     *,
     lr: float | Tensor,
     beta1: float | Tensor,
     beta2: float | Tensor,
     eps: float | Tensor,
     weight_decay: float | Tensor,
-    decoupled_weight_decay: bool,
-    amsgrad: bool,
+    adaptive: bool,
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
-) -> tuple[str, int, int, int, bytes]: ...
+) -> None: ...
+def lamb_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def lars_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    table: tuple[Tensor, int, int] | None,
+    *,
+    lr: float | Tensor,
+    momentum: float | Tensor,
+    weight_decay: float | Tensor,
+    trust_coefficient: float | Tensor,
+    eps: float | Tensor,
+    nesterov: bool,
+    adaptive: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...
+def lars_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def lookahead_(
+    params: list[Tensor],
+    slow_buffers: list[Tensor],
+    table: tuple[Tensor, int, int] | None,
+    *,
+    alpha: float | Tensor,
+    found_inf: Tensor | None,
+) -> None: ...
+def lookahead_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def nero_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    row_exp_avg_sqs: list[Tensor],
+    scales: list[Tensor],
+    steps: list[Tensor],
+    table: tuple[Tensor, int, int] | None,
+    *,
+    lr: float | Tensor,
+    beta: float | Tensor,
+    constraints: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...
+def nero_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def ranger_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    slow_buffers: list[Tensor],
+    steps: list[Tensor],
+    table: tuple[Tensor, int, int] | None,
+    *,
+    lr: float | Tensor,
+    beta1: float | Tensor,
+    beta2: float | Tensor,
+    eps: float | Tensor,
+    weight_decay: float | Tensor,
+    alpha: float | Tensor,
+    n_sma_threshold: float | Tensor,
+    k: int,
+    use_gc: bool,
+    gc_conv_only: bool,
+    scaled_weight_decay: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...
+def ranger_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def sgd_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    table: tuple[Tensor, int, int] | None,
+    *,
+    lr: float | Tensor,
+    momentum: float | Tensor,
+    dampening: float | Tensor,
+    weight_decay: float | Tensor,
+    nesterov: bool,
+    is_first_step: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None: ...
+def sgd_kernel(*args: object, **kwargs: object) -> _Launches: ...

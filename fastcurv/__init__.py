@@ -2,8 +2,24 @@
 
 from fastcurv import ops, reference
 from fastcurv._backend import Availability, backends
-from fastcurv.optim import Adam, AdamW
+from fastcurv.optim import LAMB, LARS, SGD, Adam, AdamW, Lookahead, NAdam, Nero, RAdam, Ranger, Yogi
 
 __version__ = "0.1.0"
 
-__all__ = ["Adam", "AdamW", "Availability", "backends", "ops", "reference"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Availability",
+    "Lookahead",
+    "NAdam",
+    "Nero",
+    "RAdam",
+    "Ranger",
+    "Yogi",
+    "backends",
+    "ops",
+    "reference",
+]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-OPS = ("adam",)
+OPS = ("adam", "lamb", "lars", "lookahead", "nero", "ranger", "sgd")
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
 # Elements per chunk of the chunk table. cuda: small enough that a list of 1e8 elements gives every block a dozen chunks

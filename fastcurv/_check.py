@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -84,20 +85,20 @@ def _like(tensor: Tensor, where: str, model: Tensor, model_where: str) -> None:
         raise ValueError(f"{where}: expected device {model.device} like {model_where}, got {tensor.device}")
 
 
-def parameters(params: Sequence[Tensor], grads: Sequence[Tensor], indices: Sequence[int] | None = None) -> None:
+def parameters(params: Sequence[Tensor], grads: Sequence[Tensor] | None, indices: Sequence[int] | None = None) -> None:
     """Checks parameters and their gradients.
 
     Args:
         params: Parameters of one dtype and device.
-        grads: One gradient for each.
+        grads: One gradient for each; None for an op that takes no gradients.
         indices: The numbers by which messages name them, if not 0, 1, ...
 
     Raises:
         TypeError, ValueError: Naming argument and index, what was expected and what was found.
     """
-    if len(grads) != len(params):
+    if grads is not None and len(grads) != len(params):
         raise ValueError(f"grads: expected {len(params)} tensors, one for each of params, got {len(grads)}")
-    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+    for i, param in enumerate(params):
         index = indices[i] if indices else i
         where, grad_where = f"params[{index}]", f"grads[{index}]"
         dense_tensor(param, where)
@@ -113,18 +114,59 @@ def parameters(params: Sequence[Tensor], grads: Sequence[Tensor], indices: Seque
                 f"with strides {tuple(param.stride())}. A strided or expanded view cannot be a parameter: make a "
                 "parameter of its base, or of param.contiguous()"
             )
+        if grads is None:
+            continue
+        grad = grads[i]
         dense_tensor(grad, grad_where)
         _like(grad, grad_where, param, where)
         if grad.dtype != param.dtype:
             raise ValueError(f"{grad_where}: expected {_name(param.dtype)} like {where}, got {_name(grad.dtype)}")
 
 
-def elementwise(lists: Mapping[str, list[Tensor]], indices: Sequence[int] | None = None) -> dict[str, list[Tensor]]:
+# What the tensors of a list are, by the argument's name; those not named here are "state": of their parameter's shape
+# and layout, in one of its STATE_DTYPES. "exact": the same in the dtype of the arithmetic. "row": one element of that
+# dtype for each slice of the parameter along dim 0. "one": one element of that dtype. "count": one float32 element.
+KINDS = {
+    "params": "param",
+    "grads": "grad",
+    "slow_buffers": "exact",
+    "row_exp_avg_sqs": "row",
+    "scales": "one",
+    "mu_products": "count",
+    "steps": "count",
+}
+
+
+def kind(name: str) -> str:
+    """What the tensors of a list are: see `KINDS`."""
+    return KINDS.get(name, "state")
+
+
+def template(kind: str, param: Tensor, state_dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of a tensor of some kind beside a parameter.
+
+    Args:
+        kind: One of those of `KINDS`.
+        param: The parameter.
+        state_dtype: For "state".
+    """
+    shape = tuple(param.shape)
+    exact = torch.float64 if param.dtype == torch.float64 else torch.float32
+    if kind in ("one", "count"):
+        return (), exact if kind == "one" else torch.float32
+    if kind == "row":
+        return shape[:1] + (1,) * (len(shape) - 1), exact
+    return shape, {"state": state_dtype, "exact": exact}.get(kind, param.dtype)
+
+
+def elementwise(
+    lists: Mapping[str, list[Tensor]], optional: Sequence[str] = (), indices: Sequence[int] | None = None
+) -> dict[str, list[Tensor]]:
     """Checks the lists of a multi-tensor elementwise op.
 
     Args:
-        lists: `params`, `grads`, then state lists of the parameters' shapes (an empty one is absent) and `steps`
-            (one float32 element each), by argument name.
+        lists: `params` first, then the others by argument name: see `KINDS`.
+        optional: Names of the lists that may be empty.
         indices: The numbers by which messages name the tensors, if not 0, 1, ...
 
     Returns:
@@ -134,17 +176,20 @@ def elementwise(lists: Mapping[str, list[Tensor]], indices: Sequence[int] | None
     Raises:
         TypeError, ValueError: Naming argument and index, what was expected and what was found.
     """
-    params, grads = lists["params"], lists["grads"]
-    parameters(params, grads, indices)
+    params = lists["params"]
+    parameters(params, lists.get("grads"), indices)
     for name, tensors in lists.items():
-        if len(tensors) != len(params) and (len(tensors) or name == "steps"):
+        if len(tensors) != len(params) and (len(tensors) or name not in optional):
             raise ValueError(f"{name}: expected {len(params)} tensors, one for each of params, got {len(tensors)}")
-    states = {name: x for name, x in lists.items() if name not in ("params", "grads", "steps") and x}
+    present = [(name, tensors) for name, tensors in lists.items() if tensors and name not in ("params", "grads")]
     model: tuple[str, torch.dtype] | None = None
     for i, param in enumerate(params):
         index = indices[i] if indices else i
-        for name, tensors in states.items():
+        for name, tensors in present:
             state, where = tensors[i], f"{name}[{index}]"
+            if kind(name) not in ("state", "exact"):
+                _few(state, where, kind(name), param)
+                continue
             dense_tensor(state, where)
             _like(state, where, param, f"params[{index}]")
             if layout(state) != layout(param):
@@ -152,32 +197,47 @@ def elementwise(lists: Mapping[str, list[Tensor]], indices: Sequence[int] | None
                     f"{where}: expected strides {tuple(param.stride())} like params[{index}], got "
                     f"{tuple(state.stride())}"
                 )
-            if state.dtype not in STATE_DTYPES[param.dtype]:
-                allowed = " or ".join(map(_name, STATE_DTYPES[param.dtype]))
+            exact = template("exact", param, param.dtype)[1]
+            dtypes = (exact,) if kind(name) == "exact" else STATE_DTYPES[param.dtype]
+            if state.dtype not in dtypes:
+                allowed = " or ".join(map(_name, dtypes))
                 raise ValueError(
                     f"{where}: expected {allowed} for {_name(param.dtype)} params, got {_name(state.dtype)}"
                 )
-            model = model or (where, state.dtype)
-            if state.dtype != model[1]:
-                raise ValueError(f"{where}: expected {_name(model[1])} like {model[0]}, got {_name(state.dtype)}")
-        step, where = lists["steps"][i], f"steps[{index}]"
-        if not isinstance(step, Tensor):
-            raise TypeError(f"{where}: expected a torch.Tensor, got {type(step).__name__}")
-        if step.dtype != torch.float32 or step.numel() != 1 or step.device != param.device:
-            raise ValueError(
-                f"{where}: expected one float32 element on {param.device}, got shape {_shape(step)}, "
-                f"{_name(step.dtype)} on {step.device}"
-            )
-    same_layout = [g if layout(g) == layout(p) else _relaid(g, p) for p, g in zip(params, grads, strict=True)]
-    return {**lists, "grads": same_layout}
+            if kind(name) == "state":
+                model = model or (where, state.dtype)
+                if state.dtype != model[1]:
+                    raise ValueError(f"{where}: expected {_name(model[1])} like {model[0]}, got {_name(state.dtype)}")
+    if "grads" not in lists:
+        return dict(lists)
+    grads = [g if layout(g) == layout(p) else _relaid(g, p) for p, g in zip(params, lists["grads"], strict=True)]
+    return {**lists, "grads": grads}
+
+
+def _few(value: object, where: str, kind: str, param: Tensor) -> None:
+    """Checks a tensor that has one element, or one for each row of its parameter."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{where}: expected a torch.Tensor, got {type(value).__name__}")
+    shape, dtype = template(kind, param, param.dtype)
+    count = math.prod(shape)
+    if value.dtype != dtype or value.numel() != count or value.device != param.device or not value.is_contiguous():
+        wanted = f"one {_name(dtype)} element" if count == 1 else f"{count} contiguous {_name(dtype)} elements"
+        raise ValueError(
+            f"{where}: expected {wanted} on {param.device}, got shape {_shape(value)}, {_name(value.dtype)} on "
+            f"{value.device}"
+        )
 
 
 def _relaid(tensor: Tensor, model: Tensor) -> Tensor:
     return torch.empty_strided(model.shape, model.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def number(name: str, value: float | Tensor, *, below: float = float("inf")) -> None:
-    """Raises unless a hyper-parameter is in [0, below); a tensor must have one element (its value is not read)."""
+# Hyper-parameters that have an upper bound, and whether they may reach it.
+_BOUNDED = {"beta1": False, "beta2": False, "beta": False, "alpha": True, "mu_decay": True}
+
+
+def number(name: str, value: float | Tensor) -> None:
+    """Raises unless a hyper-parameter is in its interval; a tensor must have one element (its value is not read)."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -186,9 +246,11 @@ def number(name: str, value: float | Tensor, *, below: float = float("inf")) -> 
             )
     elif isinstance(value, bool) or (not isinstance(value, (int, float)) and not hasattr(value, "__float__")):
         raise TypeError(f"{name}: expected a number or a one-element tensor, got {type(value).__name__}")
-    elif not 0.0 <= value < below and not (value == below == float("inf")):
-        interval = f"[0, {below:g})" if below != float("inf") else "[0, inf)"
-        raise ValueError(f"{name}: expected a value in {interval}, got {value}")
+    elif name not in _BOUNDED:
+        if not value >= 0.0:
+            raise ValueError(f"{name}: expected a value in [0, inf), got {value}")
+    elif not (0.0 <= value < 1.0 or (value == 1.0 and _BOUNDED[name])):
+        raise ValueError(f"{name}: expected a value in [0, 1{']' if _BOUNDED[name] else ')'}, got {value}")
 
 
 def scalar_device(name: str, value: Tensor, device: torch.device) -> None:

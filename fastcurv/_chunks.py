@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,19 @@ from fastcurv import _alloc, _backend, _check
 _recorded: list[Tensor] = []
 
 
+# How parameters are divided into rows, of which some ops need sums: not at all; each as a whole; or, from a number of
+# dimensions on (0, 1, 2, ...), into their slices along dim 0, as if they were flattened from dim 1 on.
+NO_ROWS, TENSOR_ROWS = -2, -1
+
+
+class Table(NamedTuple):
+    """A chunk table, as the implementations take it: csrc/table.h says what the words are."""
+
+    words: Tensor
+    chunks: int
+    partials: int
+
+
 class Workspace:
     """What an elementwise op remembers between two calls with the same lists.
 
@@ -25,15 +38,17 @@ class Workspace:
     Args:
         names: Argument names of the lists, in the order of the op's signature.
         mutated: Which of them are written.
+        optional: Names of those that may be empty.
     """
 
-    def __init__(self, names: Sequence[str], mutated: Sequence[bool]) -> None:
+    def __init__(self, names: Sequence[str], mutated: Sequence[bool], optional: Sequence[str] = ()) -> None:
         self.names = tuple(names)
+        self._optional = tuple(optional)
         native = _backend.native()
         self._native = native.ChunkTable(list(mutated)) if native else None
         self._mutated = tuple(mutated)
-        self._chunk = 0
-        self._table: Tensor | None = None
+        self._division = (0, NO_ROWS)
+        self._table: Table | None = None
         self._spare: Tensor | None = None
 
     def current(self, lists: Sequence[list[Tensor]]) -> bool:
@@ -60,19 +75,23 @@ class Workspace:
         """
         if self.current(lists):
             return lists
-        checked = list(_check.elementwise(dict(zip(self.names, lists, strict=True)), indices).values())
+        named = dict(zip(self.names, lists, strict=True))
+        checked = list(_check.elementwise(named, self._optional, indices).values())
         self._table = None
         if self._native is not None:
             self._native.update(checked, self.names, True)
         return checked
 
-    def launch(self, op: str, lists: Sequence[list[Tensor]], backend: str | None, **arguments: Any) -> None:
+    def launch(
+        self, op: str, lists: Sequence[list[Tensor]], backend: str | None, rows: int, arguments: dict[str, Any]
+    ) -> None:
         """Runs an op on the lists last prepared.
 
         Args:
             op: Name of the op.
             lists: What `prepare` returned.
             backend: A back end by name, or None for the best.
+            rows: How parameters are divided into rows: `NO_ROWS`, `TENSOR_ROWS`, or a number of dimensions.
             arguments: Keyword arguments of the op.
         """
         device = lists[0][0].device
@@ -86,30 +105,37 @@ class Workspace:
             # Before the kernel, which fills the caches with weights: afterwards it takes four times as long.
             for mutated in itertools.compress(lists, self._mutated):
                 torch.autograd.graph.increment_version(mutated)
-            implementation(*lists, self._device_table(_backend.CHUNK_ELEMENTS[name], device), **arguments)
+            implementation(*lists, self.table(_backend.CHUNK_ELEMENTS[name], device, rows), **arguments)
 
-    def _device_table(self, chunk_elements: int, device: torch.device) -> Tensor | None:
-        """The chunk table of the recorded lists in the memory of `device`; None without the native extension."""
-        if self._native is None or (self._table is not None and self._chunk == chunk_elements):
+    def table(self, chunk_elements: int, device: torch.device, rows: int = NO_ROWS) -> Table | None:
+        """The chunk table of the recorded lists in the memory of a device; None without the native extension.
+
+        Args:
+            chunk_elements: Elements of a chunk.
+            device: Where the lists are.
+            rows: See `launch`.
+        """
+        if self._native is None or (self._table is not None and self._division == (chunk_elements, rows)):
             return self._table
-        words = self._native.words(chunk_elements)
-        self._chunk = chunk_elements
+        words, written, chunks, partials = self._native.size(chunk_elements, rows)
+        self._division = (chunk_elements, rows)
         if device.type != "cuda":
-            table = _alloc.empty(words, dtype=torch.int64)
-            self._native.write(table.data_ptr(), chunk_elements)
-            self._table = table if device.type == "cpu" else table.to(device)
+            memory = _alloc.empty(words, dtype=torch.int64)
+            self._native.write(memory.data_ptr(), chunk_elements, rows)
+            self._table = Table(memory if device.type == "cpu" else memory.to(device), chunks, partials)
             return self._table
         # Each table is written once and never reused: the copy of an earlier one may still be on its way. Pinned memory
         # must not be allocated while a graph is being captured, so a spare is kept from the warm-up step before it.
         capturing = torch.cuda.is_current_stream_capturing()
         staging, self._spare = self._spare, None
-        if not capturing or staging is None or staging.numel() < words:
-            staging = _alloc.empty(words, dtype=torch.int64, pin_memory=True)
-        self._native.write(staging.data_ptr(), chunk_elements)
-        self._table = _alloc.empty(words, dtype=torch.int64, device=device)
-        self._table.copy_(staging[:words], non_blocking=True)
+        if not capturing or staging is None or staging.numel() < written:
+            staging = _alloc.empty(written, dtype=torch.int64, pin_memory=True)
+        self._native.write(staging.data_ptr(), chunk_elements, rows)
+        memory = _alloc.empty(words, dtype=torch.int64, device=device)
+        memory[:written].copy_(staging[:written], non_blocking=True)
+        self._table = Table(memory, chunks, partials)
         if capturing:
-            _recorded.extend((staging, self._table))
+            _recorded.extend((staging, memory))
         else:
-            self._spare = _alloc.empty(words, dtype=torch.int64, pin_memory=True)
+            self._spare = _alloc.empty(written, dtype=torch.int64, pin_memory=True)
         return self._table

@@ -1,5 +1,11 @@
 """Public operations. Each takes tensors, checks them, chooses a back end and runs it; in-place ones end in `_`."""
 
 from fastcurv.ops.adam import adam_
+from fastcurv.ops.lamb import lamb_
+from fastcurv.ops.lars import lars_
+from fastcurv.ops.lookahead import lookahead_
+from fastcurv.ops.nero import nero_
+from fastcurv.ops.ranger import ranger_
+from fastcurv.ops.sgd import sgd_
 
-__all__ = ["adam_"]
+__all__ = ["adam_", "lamb_", "lars_", "lookahead_", "nero_", "ranger_", "sgd_"]

@@ -1,5 +1,11 @@
 """Drop-in optimizers: thin `torch.optim.Optimizer` subclasses over `fastcurv.ops`."""
 
-from fastcurv.optim.adam import Adam, AdamW
+from fastcurv.optim.adam import Adam, AdamW, NAdam, RAdam, Yogi
+from fastcurv.optim.lamb import LAMB
+from fastcurv.optim.lars import LARS
+from fastcurv.optim.lookahead import Lookahead
+from fastcurv.optim.nero import Nero
+from fastcurv.optim.ranger import Ranger
+from fastcurv.optim.sgd import SGD
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["LAMB", "LARS", "SGD", "Adam", "AdamW", "Lookahead", "NAdam", "Nero", "RAdam", "Ranger", "Yogi"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import is_, itemgetter
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from fastcurv import _alloc, _check
 from fastcurv._chunks import Workspace
+from fastcurv.ops._multi_tensor import MultiTensorOp
 
 
 @dataclass(slots=True)
@@ -23,11 +25,11 @@ class _Bucket:
     params: list[Tensor]
     states: list[dict[str, Any]]
     space: Workspace
+    is_first_step: bool
 
     def lists(self, grads: Sequence[Tensor], keys: Sequence[str | None]) -> list[list[Tensor]]:
         own = grads if len(grads) == len(self.indices) else [grads[i] for i in self.indices]
-        state = [list(map(itemgetter(key), self.states)) if key else [] for key in keys]
-        return [self.params, list(own), *state, list(map(itemgetter("step"), self.states))]
+        return [self.params, list(own), *(list(map(itemgetter(key), self.states)) if key else [] for key in keys)]
 
 
 @dataclass(slots=True)
@@ -40,21 +42,28 @@ class _Plan:
     buckets: list[_Bucket]
 
     def holds(self, params: list[Tensor], missing: list[bool], keys: tuple[str | None, ...]) -> bool:
-        return missing == self.missing and keys == self.keys and _identical(params, self.params)
+        same = missing == self.missing and keys == self.keys and _identical(params, self.params)
+        return same and not any(bucket.is_first_step for bucket in self.buckets)
 
 
 def _identical(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(is_, a, b))
 
 
+def _key(name: str) -> str:
+    """The state key of one of the op's lists."""
+    return name.removeprefix("row_").removesuffix("s")
+
+
 class MultiTensorOptimizer(Optimizer):
     """An optimizer whose step is one call of an op per group (per device and dtype, where a group mixes them).
 
-    A subclass names its op, its state in the order of the op's lists, and the op's arguments.
+    A subclass names its op and the op's arguments. State keys are the singulars of the names of the op's lists, which
+    for ops of torch.optim gives torch's keys.
     """
 
-    _op: str
-    # State that may be missing from a checkpoint: it then starts at zero.
+    _op: MultiTensorOp[Any]
+    # State that may be missing from a checkpoint: it then starts anew.
     _optional_keys: tuple[str, ...] = ()
     # GradScaler then hands over its scale and its overflow flag, which the kernel reads.
     _step_supports_amp_scaling = True
@@ -68,20 +77,43 @@ class MultiTensorOptimizer(Optimizer):
         self._forget()
         super().__init__(params, defaults)
 
+    def _arguments(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The op's keyword arguments for a group, but for `grad_scale` and `found_inf`."""
+        raise NotImplementedError
+
+    def _unused(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """State that a group does without."""
+        return ()
+
+    def _first_step_differs(self, group: dict[str, Any]) -> bool:
+        """Whether the op must be told of parameters that have no state yet, by `is_first_step`."""
+        return False
+
+    def _initial(self, key: str, param: Tensor) -> Tensor:
+        """A state entry before the first step."""
+        shape, dtype = _check.template(self._kind(key), param, self._dtype(param))
+        if shape == tuple(param.shape):
+            return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        return torch.zeros(shape, dtype=dtype, device=param.device)
+
     def _keys(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         """The state keys in the order of the op's lists, None for a list the group leaves empty."""
-        raise NotImplementedError
+        unused = self._unused(group)
+        return tuple(None if key in unused else key for key in map(_key, self._op.lists[2:]))
 
-    def _arguments(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The op's keyword arguments for a group."""
-        raise NotImplementedError
+    def _kind(self, key: str) -> str:
+        return next(_check.kind(name) for name in self._op.lists if _key(name) == key)
 
-    def _workspace(self) -> Workspace:
-        raise NotImplementedError
-
-    def _dispatch(self, lists: Sequence[list[Tensor]], **arguments: Any) -> None:
-        """The public op, which goes through torch.library while torch.compile traces."""
-        raise NotImplementedError
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as `torch.optim.Optimizer.add_param_group`; its hyper-parameters are checked first."""
+        group = {**self.defaults, **param_group}
+        self._op.check_scalars(self._arguments(group))
+        if group.get("differentiable"):
+            raise ValueError(
+                "differentiable=True: the fused step writes its results by address, which autograd cannot follow. "
+                f"Use torch.optim.{type(self).__name__}(differentiable=True) to differentiate through the optimizer"
+            )
+        super().add_param_group(param_group)
 
     def _forget(self) -> None:
         self._plans: dict[int, _Plan] = {}
@@ -122,8 +154,10 @@ class MultiTensorOptimizer(Optimizer):
                     raise
                 raise type(error)(f"parameter group {number}: {error}") from error
         for bucket, lists, group in calls:
-            scaling = self._scaling(lists[0][0].device)
-            bucket.space.launch(self._op, lists, self.backend, **self._arguments(group), **scaling)
+            arguments = {**self._arguments(group), **self._scaling(lists[0][0].device)}
+            if bucket.is_first_step:
+                arguments["is_first_step"] = True
+            self._op.launch(bucket.space, lists, self.backend, arguments)
 
     def _prepare(self, group: dict[str, Any]) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
         params = group["params"]
@@ -132,7 +166,8 @@ class MultiTensorOptimizer(Optimizer):
         keys = self._keys(group)
         plan = self._plans.get(id(group))
         if plan is None or not plan.holds(params, missing, keys):
-            plan = _Plan(list(params), missing, keys, self._buckets(params, grads, keys))
+            buckets = self._buckets(params, grads, keys, self._first_step_differs(group))
+            plan = _Plan(list(params), missing, keys, buckets)
             self._plans[id(group)] = plan
             self._known_states = list(self.state.values())
         prepared = []
@@ -147,36 +182,53 @@ class MultiTensorOptimizer(Optimizer):
             prepared.append((bucket, lists))
         return prepared
 
-    def _buckets(self, params: list[Tensor], grads: list[Any], keys: Sequence[str | None]) -> list[_Bucket]:
-        members: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    def _buckets(
+        self, params: list[Tensor], grads: list[Any], keys: Sequence[str | None], first_step_differs: bool
+    ) -> list[_Bucket]:
+        members: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         for i, param in enumerate(params):
             if grads[i] is not None:
-                members.setdefault((param.device, param.dtype), []).append(i)
+                first = first_step_differs and not self._started(param, keys)
+                members.setdefault((param.device, param.dtype, first), []).append(i)
         for indices in members.values():
             _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
         for indices in members.values():
             for i in indices:
                 self._normalise(params[i], keys, i)
         return [
-            _Bucket(indices, [params[i] for i in indices], [self.state[params[i]] for i in indices], self._workspace())
-            for indices in members.values()
+            _Bucket(
+                indices=indices,
+                params=[params[i] for i in indices],
+                states=[self.state[params[i]] for i in indices],
+                space=self._op.workspace(),
+                is_first_step=first,
+            )
+            for (_, _, first), indices in members.items()
         ]
+
+    def _started(self, param: Tensor, keys: Sequence[str | None]) -> bool:
+        state = self.state.get(param, {})
+        return all(state.get(key) is not None for key in keys if key)
 
     def _traced_step(self) -> None:
         for group in self.param_groups:
             keys = self._keys(group)
-            members: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            members: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
             for param in group["params"]:
                 if param.grad is not None:
-                    members.setdefault((param.device, param.dtype), []).append(param)
-            for (device, _), params in members.items():
+                    first = self._first_step_differs(group) and not self._started(param, keys)
+                    members.setdefault((param.device, param.dtype, first), []).append(param)
+            for (device, _, first), params in members.items():
                 for param in params:
-                    if len(self.state[param]) == 0:
+                    if not self._started(param, keys):
                         self._initialise(param, keys)
                 states = [self.state[param] for param in params]
-                lists: list[list[Any]] = [params, [param.grad for param in params]]
-                lists += [[state[key] for state in states] if key else [] for key in (*keys, "step")]
-                self._dispatch(lists, **self._arguments(group), **self._scaling(device), backend=self.backend)
+                lists = [params, [param.grad for param in params]]
+                lists += [[state[key] for state in states] if key else [] for key in keys]
+                arguments = {**self._arguments(group), **self._scaling(device)}
+                if first:
+                    arguments["is_first_step"] = True
+                self._op(*lists, **arguments, backend=self.backend)
 
     def _scaling(self, device: torch.device) -> dict[str, Tensor | None]:
         """GradScaler's scale and overflow flag (it sets them as attributes), on the device of the parameters."""
@@ -193,50 +245,54 @@ class MultiTensorOptimizer(Optimizer):
 
     def _initialise(self, param: Tensor, keys: Sequence[str | None]) -> None:
         state = self.state[param]
-        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-        for key in keys:
-            if key:
-                state[key] = torch.zeros_like(param, dtype=self._dtype(param), memory_format=torch.preserve_format)
+        for key in filter(None, keys):
+            if state.get(key) is None:
+                state[key] = self._initial(key, param)
 
     def _normalise(self, param: Tensor, keys: Sequence[str | None], index: int) -> None:
         """Creates or adapts the state of a parameter: the dtype, device and layout that the op takes."""
         state = self.state[param]
-        if not state:
-            return self._initialise(param, keys)
-        self._complete(state, param, keys, f"params[{index}]")
-        for key in ("step", *filter(None, keys)):
+        if state:
+            self._verify(state, param, keys, f"params[{index}]")
+        self._initialise(param, keys)
+        for key in filter(None, keys):
             if not self._fits(key, state[key], param):
                 state[key] = self._copy(key, state[key], param)
 
     def _fits(self, key: str, value: Any, param: Tensor) -> bool:
         if not isinstance(value, Tensor) or value.device != param.device:
             return False
-        if key == "step":
-            return value.dtype == torch.float32 and value.shape == ()
-        return value.dtype == self._dtype(param) and _check.layout(value) == _check.layout(param)
+        shape, dtype = _check.template(self._kind(key), param, self._dtype(param))
+        if value.dtype != dtype or value.shape != shape:
+            return False
+        like_param = self._kind(key) in ("state", "exact")
+        return _check.layout(value) == _check.layout(param) if like_param else value.is_contiguous()
 
     def _copy(self, key: str, value: Any, param: Tensor) -> Tensor:
         """A state entry as the op takes it, in memory of its own."""
-        if key == "step":
-            return torch.as_tensor(value).detach().to(param.device, torch.float32, copy=True).reshape(())
-        return _alloc.empty_like(param, dtype=self._dtype(param)).copy_(value)
+        shape, dtype = _check.template(self._kind(key), param, self._dtype(param))
+        if self._kind(key) in ("state", "exact"):
+            return _alloc.empty_like(param, dtype=dtype).copy_(value)
+        value = torch.as_tensor(value).detach().to(param.device, dtype, copy=True)
+        return value.reshape(shape).contiguous()
 
-    def _complete(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
-        """Adds what a checkpoint of a related optimizer lacks, or raises."""
-        for key in ("step", *filter(None, keys)):
-            if key in state:
-                if key != "step" and tuple(state[key].shape) != tuple(param.shape):
+    def _verify(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
+        """Raises unless a state, as a checkpoint holds it, is that of a parameter, or can be completed."""
+        for key in filter(None, keys):
+            if state.get(key) is None:
+                if key not in self._optional_keys:
                     raise ValueError(
-                        f"state of {where}: expected {key!r} of shape {tuple(param.shape)}, got "
-                        f"{tuple(state[key].shape)}; this is the state of another model"
+                        f"state of {where}: expected a key {key!r}, found {sorted(map(str, state))}. "
+                        f"{type(self).__name__} cannot make up {key!r}: load a checkpoint of an optimizer that keeps "
+                        "it, or start without optimizer state"
                     )
-            elif key in self._optional_keys:
-                state[key] = torch.zeros_like(param, dtype=self._dtype(param), memory_format=torch.preserve_format)
-            else:
+                continue
+            shape, _ = _check.template(self._kind(key), param, self._dtype(param))
+            found = tuple(torch.as_tensor(state[key]).shape)
+            if math.prod(found) != math.prod(shape) or (self._kind(key) in ("state", "exact") and found != shape):
                 raise ValueError(
-                    f"state of {where}: expected a key {key!r}, found {sorted(map(str, state))}. "
-                    f"{type(self).__name__} cannot make up {key!r}: load a checkpoint of an optimizer that keeps it, "
-                    "or start without optimizer state"
+                    f"state of {where}: expected {key!r} of shape {shape}, got {found}; this is the state of another "
+                    "model"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,8 +300,11 @@ class MultiTensorOptimizer(Optimizer):
         return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores an optimizer; also the end of torch's `load_state_dict`."""
+        """Restores an optimizer; also the end of torch's `load_state_dict`. Older checkpoints may lack options."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
         self._forget()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -263,7 +322,7 @@ class MultiTensorOptimizer(Optimizer):
         given: dict[str, Any] = {}
 
         def remember(_: Optimizer, final: dict[str, Any]) -> None:
-            self._verify(final)
+            self._verify_all(final)
             given.update(final)
 
         # Registered last, so that it sees what the user's own hooks made of the dict.
@@ -275,17 +334,16 @@ class MultiTensorOptimizer(Optimizer):
         for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
             for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
                 state = given["state"].get(number, {})
-                for key in ("step", *filter(None, self._keys(group))):
-                    if key in state:
+                for key in filter(None, self._keys(group)):
+                    if state.get(key) is not None:
                         self.state[param][key] = self._copy(key, state[key], param)
                 if state:
                     self._normalise(param, self._keys(group), index)
         self._forget()
 
-    def _verify(self, state_dict: dict[str, Any]) -> None:
+    def _verify_all(self, state_dict: dict[str, Any]) -> None:
         for number, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
             keys = self._keys({**group, **saved})
             for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
-                state = dict(state_dict["state"].get(key, {}))
-                if state:
-                    self._complete(state, param, keys, f"param_groups[{number}]['params'][{index}]")
+                if state := state_dict["state"].get(key, {}):
+                    self._verify(state, param, keys, f"param_groups[{number}]['params'][{index}]")

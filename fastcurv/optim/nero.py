@@ -1,0 +1,93 @@
+"""Nero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcurv import _check
+from fastcurv.ops import nero_
+from fastcurv.optim._base import MultiTensorOptimizer
+
+
+class Nero(MultiTensorOptimizer):
+    """Nero, the neuronal rotator: turns each neuron by a fixed angle, by one fused kernel launch per step.
+
+    A neuron is a slice of a parameter along dim 0; each element is one in parameters of fewer than two dimensions. Its
+    state is one number per neuron. As in the published implementation, `constraints` bring the neurons to mean zero and
+    norm one already here, at construction: that changes the function a pretrained network computes.
+
+    Args:
+        params: Parameters, named parameters, or groups of them.
+        lr: Angle of a step in radians: a number, or a one-element tensor, which the kernel reads at each step.
+        beta: Decay of the average of squared gradient norms.
+        constraints: Whether to keep each neuron of two or more weights at mean zero and norm one, in parameters of two
+            or more dimensions.
+        maximize: Whether to ascend.
+        backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
+
+    Raises:
+        ValueError: On a hyper-parameter out of range.
+
+    Source: Liu, Bernstein et al. (2021), Algorithm 1, with the defaults of the published implementation jxbz/nero; spec
+    nero 1.5 and 3. The formulas are in `fastcurv.reference.nero`, the cost in `fastcurv.ops.nero_`.
+
+    Example:
+        >>> import fastcurv, torch
+        >>> p = torch.nn.Parameter(torch.eye(2, 3))
+        >>> optimizer = fastcurv.Nero([p])
+        >>> p.grad = torch.ones(2, 3) + torch.eye(2, 3)
+        >>> optimizer.step()
+        >>> bool((p.norm(dim=1) - 1).abs().max() < 1e-6)
+        True
+    """
+
+    _op = nero_
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        beta: float | Tensor = 0.999,
+        constraints: bool = True,
+        *,
+        maximize: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "beta": beta,
+            "constraints": constraints,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, backend=backend, state_dtype=None)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group and, with `constraints`, brings its neurons to mean zero and norm one."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for param in group["params"] if group["constraints"] else ():
+            if param.dim() > 1 and param.numel() > param.shape[0]:
+                with torch.no_grad():
+                    neurons = _neurons(param)
+                    neurons = neurons - neurons.mean(dim=1, keepdim=True)
+                    norms = neurons.norm(dim=1, keepdim=True)
+                    param.copy_(torch.where(norms == 0, neurons, neurons / norms).view(param.shape))
+
+    def _initial(self, key: str, param: Tensor) -> Tensor:
+        initial = super()._initial(key, param)
+        if key == "scale" and param.numel():
+            scale = _neurons(param).norm(dim=1).mean()
+            initial.copy_(torch.where(scale == 0, 0.01, scale))
+        return initial
+
+    def _arguments(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {name: group[name] for name in ("lr", "beta", "constraints", "maximize")}
+
+
+def _neurons(param: Tensor) -> Tensor:
+    """The neurons of a parameter as rows, in the dtype of the arithmetic."""
+    _, dtype = _check.template("exact", param, param.dtype)
+    return param.detach().to(dtype).reshape(param.shape[0] if param.dim() else 1, -1)

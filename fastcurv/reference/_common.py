@@ -1,0 +1,42 @@
+"""What several references share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(param: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic: float64 for float64 parameters, else float32."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def gradient(grad: Tensor, param: Tensor, maximize: bool, grad_scale: Tensor | None) -> Tensor:
+    """The gradient to descend along, in the dtype of the arithmetic."""
+    g = grad.to(compute_dtype(param))
+    if grad_scale is not None:
+        g = g / grad_scale.to(g.dtype)
+    return -g if maximize else g
+
+
+def one_minus_power(beta: float, t: float) -> float:
+    """1 - beta^t, without the cancellation where beta is close to 1."""
+    return -math.expm1(t * math.log(beta)) if beta else 1.0
+
+
+def rectification(beta2: float, t: float) -> tuple[float, float]:
+    r"""Length :math:`\rho_t` of the approximated simple moving average, and RAdam's factor :math:`r_t`.
+
+    :math:`\rho_\infty = 2 / (1 - \beta_2) - 1, \quad
+    \rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t), \quad
+    r_t^2 = \frac{(\rho_t - 4) (\rho_t - 2) \rho_\infty}{(\rho_\infty - 4) (\rho_\infty - 2) \rho_t}`;
+    the factor is 1 where that is not positive. Source: Liu et al. (2020), section 4; spec first_order 3.1 item 2.
+    """
+    rho_inf = 2 / (1 - beta2) - 1
+    correction = one_minus_power(beta2, t)
+    rho = rho_inf - 2 * t * (1 - correction) / correction
+    if rho <= 4:
+        return rho, 1.0
+    return rho, ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
