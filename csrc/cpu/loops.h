@@ -9,11 +9,27 @@
 
 namespace fastcurv {
 
+// Rows up to this length are short: the last elements of each, which fill no vector, would cost as much as the others.
+constexpr long long kShortRow = 512;
+// Elements of short rows that are updated in one loop, and how many are written at a time when values are repeated.
+constexpr long long kShortChunk = 2048;
+constexpr int kRepeat = 16;
+// Distance of the repeated values of a row's members: the last vector of one must not reach the next.
+constexpr long long kPlane = kShortChunk + kRepeat;
+
+template <typename Rule>
+constexpr int kRowValues = sizeof(typename Rule::Row) / sizeof(typename Rule::T);
+
 // The lists of a tensor from one position on. Lists that no step of the rule takes may be absent.
 template <typename Rule, int l>
 FC_INLINE Stored<Rule, l>* list_at(const Table& table, long long tensor, long long position) {
   constexpr bool used = has(Rule::kReads | Rule::kFirstReads | Rule::kRare, l);
   return used ? table.pointer<Stored<Rule, l>>(tensor, l) + position : nullptr;
+}
+
+template <bool taken, typename Storage>
+FC_INLINE Storage* advanced(Storage* list, long long elements) {
+  return taken ? list + elements : nullptr;
 }
 
 template <bool taken, typename T, typename Storage>
@@ -32,13 +48,16 @@ FC_INLINE void set_value(Storage* list, long long i, T value) {
 
 // Updates `count` elements of one row, or of a tensor without rows (`with_first`: first() has not been there).
 template <typename Rule, bool with_first, bool rare, int... l, typename... Lists>
-FC_INLINE void update_elements(const typename Rule::Coefficients& c, const typename Rule::Row& row, long long count,
-                               Indices<l...>, Lists* __restrict... lists) {
+FC_INLINE void update_elements(const typename Rule::Coefficients& coefficients, const typename Rule::Row& its_row,
+                               long long count, Indices<l...>, Lists* __restrict... lists) {
   using T = typename Rule::T;
+  // Copies, which no list can overlap.
+  const typename Rule::Coefficients c = coefficients;
+  const typename Rule::Row row = its_row;
   constexpr unsigned int more = rare ? Rule::kRare : 0;
   constexpr unsigned int reads = Rule::kReads | more | (with_first ? Rule::kFirstReads : 0);
   constexpr unsigned int writes = Rule::kWrites | more | (with_first ? Rule::kFirstWrites : 0);
-#pragma omp simd
+#pragma GCC ivdep
   for (long long i = 0; i < count; ++i) {
     T x[] = {value_at<has(reads, l), T>(lists, i)...};
     if (with_first && Rule::kSums) {
@@ -68,33 +87,72 @@ FC_INLINE void add_lanes(double* lanes) {
   }
 }
 
-// The sums over a segment of a row, whose elements follow each other from `position` on if it is contiguous.
-template <typename Rule, bool contiguous, int... l, typename... Lists>
-FC_INLINE void add_segment(const typename Rule::Coefficients& c, const Rows& rows, long long row, long long begin,
-                           long long count, double* sums, Indices<l...>, Lists* __restrict... lists) {
+// Adds the terms of kLanes elements to the lanes, or at the end of a row those of the first `width` of them. The first
+// time lanes are written and not read.
+template <typename Rule, bool contiguous, bool first_time, int... l, typename... Lists>
+FC_INLINE void add_terms(const typename Rule::Coefficients& c, const Rows& rows, long long row, long long begin,
+                         int trips, int width, double (*lanes)[kLanes], Indices<l...>, Lists* __restrict... lists) {
   using T = typename Rule::T;
+#pragma GCC ivdep
+  for (int j = 0; j < trips; ++j) {
+    const long long at = contiguous ? j : rows.position(row, begin + j);
+    double terms[Rule::kSums];
+    T x[] = {value_at<has(Rule::kFirstReads, l), T>(lists, at)...};
+    Rule::first(c, x, terms);
+    for (int k = 0; k < Rule::kSums; ++k) {
+      lanes[k][j] = (first_time ? 0.0 : lanes[k][j]) + (j < width ? terms[k] : 0.0);
+    }
+    (set_value<has(Rule::kFirstWrites, l)>(lists, at, x[l]), ...);
+  }
+}
+
+template <typename Rule, bool first_time, int... l, typename... Lists>
+FC_INLINE void add_last_terms(const typename Rule::Coefficients& c, const Rows& rows, int width, long long readable,
+                              double (*lanes)[kLanes], Indices<l...> all, Lists* __restrict... lists) {
+  if (Rule::kFirstWrites == 0 && width + readable >= kLanes) {
+    add_terms<Rule, true, first_time>(c, rows, 0, 0, kLanes, width, lanes, all, lists...);
+    return;
+  }
+  add_terms<Rule, true, first_time>(c, rows, 0, 0, width, width, lanes, all, lists...);
+  for (int k = 0; first_time && k < Rule::kSums; ++k) {
+    for (int j = width; j < kLanes; ++j) lanes[k][j] = 0.0;
+  }
+}
+
+// The sums over `count` elements that follow each other where the lists begin; `readable` more may be looked at.
+template <typename Rule, int... l, typename... Lists>
+FC_INLINE void sum_elements(const typename Rule::Coefficients& coefficients, const Rows& rows, long long count,
+                            long long readable, double* sums, Indices<l...> all, Lists* __restrict... lists) {
+  const typename Rule::Coefficients c = coefficients;
+  double lanes[Rule::kSums][kLanes];
+  if (count < kLanes) {
+    add_last_terms<Rule, true>(c, rows, static_cast<int>(count), readable, lanes, all, lists...);
+  } else {
+    add_terms<Rule, true, true>(c, rows, 0, 0, kLanes, kLanes, lanes, all, lists...);
+    long long i = kLanes;
+    for (; i + kLanes <= count; i += kLanes) {
+      add_terms<Rule, true, false>(c, rows, 0, 0, kLanes, kLanes, lanes, all,
+                                   advanced<has(Rule::kFirstReads, l)>(lists, i)...);
+    }
+    if (i < count) {
+      add_last_terms<Rule, false>(c, rows, static_cast<int>(count - i), readable, lanes, all,
+                                  advanced<has(Rule::kFirstReads, l)>(lists, i)...);
+    }
+  }
+  for (int k = 0; k < Rule::kSums; ++k) {
+    add_lanes(lanes[k]);
+    sums[k] = lanes[k][0];
+  }
+}
+
+// The same for elements begin, begin + 1, ... of a row that is not contiguous; the lists begin where the tensor does.
+template <typename Rule, int... l, typename... Lists>
+FC_INLINE void sum_scattered(const typename Rule::Coefficients& c, const Rows& rows, long long row, long long begin,
+                             long long count, double* sums, Indices<l...> all, Lists* __restrict... lists) {
   double lanes[Rule::kSums][kLanes] = {};
   for (long long i = 0; i < count; i += kLanes) {
-    const int width = static_cast<int>(count - i < kLanes ? count - i : kLanes);
-    if (contiguous && width == kLanes) {
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        double terms[Rule::kSums];
-        T x[] = {value_at<has(Rule::kFirstReads, l), T>(lists, i + j)...};
-        Rule::first(c, x, terms);
-        for (int k = 0; k < Rule::kSums; ++k) lanes[k][j] += terms[k];
-        (set_value<has(Rule::kFirstWrites, l)>(lists, i + j, x[l]), ...);
-      }
-    } else {
-      for (int j = 0; j < width; ++j) {
-        const long long at = contiguous ? i + j : rows.position(row, begin + i + j);
-        double terms[Rule::kSums];
-        T x[] = {value_at<has(Rule::kFirstReads, l), T>(lists, at)...};
-        Rule::first(c, x, terms);
-        for (int k = 0; k < Rule::kSums; ++k) lanes[k][j] += terms[k];
-        (set_value<has(Rule::kFirstWrites, l)>(lists, at, x[l]), ...);
-      }
-    }
+    const int width = static_cast<int>(std::min<long long>(count - i, kLanes));
+    add_terms<Rule, false, false>(c, rows, row, begin + i, width, width, lanes, all, lists...);
   }
   for (int k = 0; k < Rule::kSums; ++k) {
     add_lanes(lanes[k]);
@@ -109,9 +167,10 @@ FC_INLINE void sum_segment(const typename Rule::Coefficients& c, const Table& ta
   const long long count = std::min(kSegment, rows.length - begin);
   if (rows.inner == rows.length) {
     const long long at = row * rows.length + begin;
-    add_segment<Rule, true>(c, rows, row, begin, count, sums, all, list_at<Rule, l>(table, tensor, at)...);
+    const long long readable = table.numel(tensor) - at - count;
+    sum_elements<Rule>(c, rows, count, readable, sums, all, list_at<Rule, l>(table, tensor, at)...);
   } else {
-    add_segment<Rule, false>(c, rows, row, begin, count, sums, all, list_at<Rule, l>(table, tensor, 0)...);
+    sum_scattered<Rule>(c, rows, row, begin, count, sums, all, list_at<Rule, l>(table, tensor, 0)...);
   }
 }
 
@@ -152,21 +211,111 @@ struct UpdateElements {
   }
 };
 
+// Rows of one element.
+template <typename Rule, bool rare, int... l, typename... Lists>
+FC_INLINE void update_single(const typename Rule::Coefficients& coefficients, const Table& table, long long tensor,
+                             long long begin, long long count, Indices<l...>, Lists* __restrict... lists) {
+  using T = typename Rule::T;
+  const typename Rule::Coefficients c = coefficients;
+  constexpr unsigned int more = rare ? Rule::kRare : 0;
+#pragma GCC ivdep
+  for (long long i = 0; i < count; ++i) {
+    T x[] = {value_at<has(Rule::kReads | Rule::kFirstReads | more, l), T>(lists, i)...};
+    double terms[Rule::kSums];
+    Rule::first(c, x, terms);
+    for (int k = 0; k < Rule::kSums; ++k) terms[k] += 0.0;  // a sum begins with 0: -0 does not come out of it
+    Rule::element(c, Rule::row(c, terms, 1, table, tensor, begin + i), x);
+    if (rare) Rule::rare(c, x);
+    (set_value<has(Rule::kWrites | Rule::kFirstWrites | more, l)>(lists, i, x[l]), ...);
+  }
+}
+
+// Short rows, all of a chunk in one loop: what is known of a row is repeated for each of its elements.
+template <typename Rule, bool rare, int... l, typename... Lists>
+FC_INLINE void update_short(const typename Rule::Coefficients& coefficients, const typename Rule::T* repeated,
+                            long long count, Indices<l...>, Lists* __restrict... lists) {
+  using T = typename Rule::T;
+  const typename Rule::Coefficients c = coefficients;
+  constexpr unsigned int more = rare ? Rule::kRare : 0;
+#pragma GCC ivdep
+  for (long long i = 0; i < count; ++i) {
+    T x[] = {value_at<has(Rule::kReads | more, l), T>(lists, i)...};
+    typename Rule::Row row;
+    T* values = reinterpret_cast<T*>(&row);
+    for (int k = 0; k < kRowValues<Rule>; ++k) values[k] = repeated[k * kPlane + i];
+    Rule::element(c, row, x);
+    if (rare) Rule::rare(c, x);
+    (set_value<has(Rule::kWrites | more, l)>(lists, i, x[l]), ...);
+  }
+}
+
 template <typename Rule>
 struct UpdateRows {
-  static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long begin,
+  using Coefficients = typename Rule::Coefficients;
+  using T = typename Rule::T;
+  using All = typename MakeIndices<Rule::kLists>::type;
+
+  static FC_INLINE void run(const Coefficients* c, const Table* table, long long tensor, long long begin,
                             long long end) {
-    using All = typename MakeIndices<Rule::kLists>::type;
     const Rows rows = table->rows(tensor);
-    double segments[kLocalRow / kSegment][Rule::kSums], sums[Rule::kSums];
-    for (long long r = begin; r < end; ++r) {
-      for (long long s = 0; s < rows.segments(); ++s) {
-        sum_segment<Rule>(*c, *table, tensor, rows, r, s, segments[s], All());
+    const bool rare = Rule::kRare && Rule::is_rare(*c);
+    if (rows.length == 1) {
+      rare ? single<true>(*c, *table, tensor, begin, end - begin, All())
+           : single<false>(*c, *table, tensor, begin, end - begin, All());
+    } else if (rows.length <= kShortRow) {
+      const long long fit = kShortChunk / rows.length;
+      for (; begin < end; begin += fit) short_rows(*c, *table, tensor, rows, begin, std::min(end, begin + fit), rare);
+    } else {
+      for (; begin < end; ++begin) {
+        const typename Rule::Row row = its_row(*c, *table, tensor, rows, begin);
+        update_run<Rule, false>(*c, row, *table, tensor, begin * rows.length, rows.length, All());
       }
-      sum_row<Rule>(segments[0], rows.segments(), Rule::kSums, sums);
-      const typename Rule::Row row = Rule::row(*c, sums, rows.length, *table, tensor, r);
-      update_run<Rule, false>(*c, row, *table, tensor, r * rows.length, rows.length, All());
     }
+  }
+
+ private:
+  static FC_INLINE typename Rule::Row its_row(const Coefficients& c, const Table& table, long long tensor,
+                                              const Rows& rows, long long row) {
+    double segments[kLocalRow / kSegment][Rule::kSums], sums[Rule::kSums];
+    for (long long s = 0; s < rows.segments(); ++s) {
+      sum_segment<Rule>(c, table, tensor, rows, row, s, segments[s], All());
+    }
+    sum_row<Rule>(segments[0], rows.segments(), Rule::kSums, sums);
+    return Rule::row(c, sums, rows.length, table, tensor, row);
+  }
+
+  static FC_INLINE void short_rows(const Coefficients& c, const Table& table, long long tensor, const Rows& rows,
+                                   long long begin, long long end, bool rare) {
+    typename Rule::Row found[kShortChunk / 2];
+    for (long long r = begin; r < end; ++r) {
+      double sums[Rule::kSums];
+      sum_segment<Rule>(c, table, tensor, rows, r, 0, sums, All());
+      found[r - begin] = Rule::row(c, sums, rows.length, table, tensor, r);
+    }
+    // A row's values are written in whole vectors, over the place of the next row's, which come after.
+    T repeated[kRowValues<Rule> * kPlane];
+    for (int k = 0; k < kRowValues<Rule>; ++k) {
+      for (long long r = 0; r < end - begin; ++r) {
+        const T value = reinterpret_cast<const T*>(&found[r])[k];
+        T* out = repeated + k * kPlane + r * rows.length;
+        for (long long i = 0; i < rows.length; i += kRepeat) {
+          for (int j = 0; j < kRepeat; ++j) out[i + j] = value;
+        }
+      }
+    }
+    rare ? repeated_rows<true>(c, table, tensor, repeated, begin * rows.length, (end - begin) * rows.length, All())
+         : repeated_rows<false>(c, table, tensor, repeated, begin * rows.length, (end - begin) * rows.length, All());
+  }
+
+  template <bool rare, int... l>
+  static FC_INLINE void single(const Coefficients& c, const Table& table, long long tensor, long long begin,
+                               long long count, Indices<l...> all) {
+    update_single<Rule, rare>(c, table, tensor, begin, count, all, list_at<Rule, l>(table, tensor, begin)...);
+  }
+  template <bool rare, int... l>
+  static FC_INLINE void repeated_rows(const Coefficients& c, const Table& table, long long tensor, const T* repeated,
+                                      long long begin, long long count, Indices<l...> all) {
+    update_short<Rule, rare>(c, repeated, count, all, list_at<Rule, l>(table, tensor, begin)...);
   }
 };
 
