@@ -97,7 +97,7 @@ def summarise(result: Result, times: Mapping[str, Sequence[float]], ceilings: Ma
         samples = times[row.name]
         row.rounds = len(samples)
         row.p20, row.median, row.p80 = (1e3 * quantile(samples, q) for q in (0.2, 0.5, 0.8))
-        if not row.note:
+        if not row.note and not row.computes:
             row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
             row.ceiling = row.gigabytes_per_second / result.ceiling if result.ceiling else None
         if comparable and not (result.unfit or row.note or (row.wrong and row is not base)):
