@@ -156,6 +156,25 @@ def test_report_says_what_the_results_say_and_nothing_else(checkout):
     assert "**1.50**" not in (checkout / "README.md").read_text()
 
 
+def test_cases_with_different_baselines_are_in_tables_of_their_own(checkout):
+    pytest.importorskip("matplotlib")
+    with_fused, without = result(case="c", ours=2.0, fused=3.0), result(case="d", ours=2.0, foreach=3.0, peer=1.0)
+    without.baseline, without.rows[2].computes, without.rows[2].role = "torch foreach", "Adam", "yardstick"
+    for row, speedup in zip(without.rows, (1.5, 1.0, 3.0), strict=True):
+        row.speedup = speedup
+    for op in ("adam", "ranger"):
+        results.store(checkout / f"bench/results/{op}-cpu.json", op, "cpu", [with_fused, without])
+    assert report.main(["--root", str(checkout)]) == 0
+    text = (checkout / "README.md").read_text()
+    assert "| work | tensors | parameters | fastcurv cpp | torch fused | % of ceiling | x torch fused |" in text
+    assert (
+        "| work | tensors | parameters | fastcurv cpp | a peer | torch foreach | % of ceiling | x torch foreach |"
+        in text
+    )
+    assert "a peer computes Adam." in text and "is another implementation faster" in text
+    assert text.count("Measured ") == 1 and text.count("Load average") == 2
+
+
 def test_report_makes_a_readme_where_there_is_none(tmp_path):
     assert report.main(["--root", str(tmp_path)]) == 0
     assert (tmp_path / "README.md").read_text().startswith(report.BEGIN)
