@@ -29,6 +29,9 @@ COLOURS = {
     "torch compile": "#6a4c93",
     "torch default": "#8d99ae",
     "fastcurv Adam": "#1b1b1e",
+    "fastcurv Ranger": "#4aa5a1",
+    "eager Ranger": "#a3b18a",
+    "torch AdamW": "#8d99ae",
 }
 PEERS = ("#5b8c5a", "#a3b18a", "#7f5539", "#c08497")
 MARKERS = {"ours": "o", "reference": "o", "yardstick": "|", "torch": "D", "peer": "s"}
@@ -125,38 +128,38 @@ def step_times(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def losses(curves: Mapping[str, Sequence[float]], yardstick: str, limit: float, steps: int) -> Figure:
-    """Loss against step, and how far the curves are from one of them.
+def losses(curves: Mapping[str, Sequence[float]], yardsticks: Mapping[str, str], limit: float, steps: int) -> Figure:
+    """Loss against step, and how far curves are from others.
 
     Args:
         curves: Losses by optimizer.
-        yardstick: The name of the curve that differences are taken from.
+        yardsticks: By name of a curve, that of the curve its difference is taken from.
         limit: The relative difference that is allowed.
         steps: During how many steps it is.
     """
     shades = {name: COLOURS.get(name, OURS) for name in curves}
     with matplotlib.rc_context(STYLE):
         figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 5.4), layout="constrained", sharex=True)
-        # Each thinner than the last, or the last would hide the others: they coincide.
-        for width, (name, values) in zip((5, 3, 1.2), curves.items(), strict=False):
+        for name, values in curves.items():
+            # Those that differences are taken from are wider, or the others would hide them: they coincide.
+            width = 1.2 if name in yardsticks else 4
             above.plot(range(1, len(values) + 1), values, label=name, color=shades[name], linewidth=width)
         above.set_yscale("log")
         above.set_ylabel("training loss")
         above.set_title("The same network, data and seed")
         above.legend(frameon=False)
-        base = curves[yardstick]
-        for name, values in curves.items():
-            if name != yardstick:
-                # Equal losses have no place on a logarithmic axis.
-                apart = [abs(a - b) / abs(b) or math.nan for a, b in zip(values, base, strict=True)]
-                below.plot(
-                    range(1, len(apart) + 1), apart, ".-", label=name, color=shades[name], linewidth=1, markersize=2
-                )
+        for name, other in yardsticks.items():
+            # Equal losses have no place on a logarithmic axis.
+            apart = [abs(a - b) / abs(b) or math.nan for a, b in zip(curves[name], curves[other], strict=True)]
+            label = f"{name} from {other}"
+            below.plot(
+                range(1, len(apart) + 1), apart, ".-", label=label, color=shades[name], linewidth=1, markersize=2
+            )
         below.plot([1, steps], [limit] * 2, "--", color="#555555", label=f"allowed in the first {steps} steps")
         below.set_yscale("log")
         below.set_ylabel("relative difference")
         below.set_xlabel("step")
-        below.set_title(f"Difference of the loss from {yardstick}")
+        below.set_title("Difference of the losses")
         below.legend(frameon=False)
     return figure
 
