@@ -33,7 +33,7 @@ COLOURS = {
     "eager Ranger": "#a3b18a",
     "torch AdamW": "#8d99ae",
 }
-PEERS = ("#5b8c5a", "#a3b18a", "#7f5539", "#c08497")
+PEERS = ("#5b8c5a", "#a3b18a", "#7f5539", "#c08497", "#577590")
 MARKERS = {"ours": "o", "reference": "o", "yardstick": "|", "torch": "D", "peer": "s"}
 STYLE: Any = {
     "font.size": 9,
@@ -142,8 +142,9 @@ def losses(curves: Mapping[str, Sequence[float]], yardsticks: Mapping[str, str],
         figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 5.4), layout="constrained", sharex=True)
         for name, values in curves.items():
             # Those that differences are taken from are wider, or the others would hide them: they coincide.
-            width = 1.2 if name in yardsticks else 4
-            above.plot(range(1, len(values) + 1), values, label=name, color=shades[name], linewidth=width)
+            width, order = (1.2, 3) if name in yardsticks else (4, 2)
+            shade = shades[name]
+            above.plot(range(1, len(values) + 1), values, label=name, color=shade, linewidth=width, zorder=order)
         above.set_yscale("log")
         above.set_ylabel("training loss")
         above.set_title("The same network, data and seed")

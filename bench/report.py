@@ -16,7 +16,7 @@ from . import targets
 from .results import Result, load
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-PLOT = "![Time of an optimizer step relative to torch](docs/benchmarks.png)"
+PLOT = "![Time of an optimizer step relative to that of others](docs/benchmarks.png)"
 # Columns of the table of times, in this order.
 COLUMNS = ("ours", "yardstick", "torch", "peer")
 Measured = dict[str, dict[str, tuple[dict[str, Any], list[Result]]]]
@@ -114,11 +114,11 @@ def times(about: dict[str, Any], results: Sequence[Result]) -> list[str]:
 
 def by_baseline(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results by what their speed-ups are relative to; those without are with the first."""
+    first = next((result.baseline for result in results if result.baseline), "")
     groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: not result.baseline):
-        groups.setdefault(result.baseline or next(iter(groups), ""), []).append(result)
-    order = [result.case for result in results]
-    return {name: sorted(group, key=lambda result: order.index(result.case)) for name, group in groups.items()}
+    for result in results:
+        groups.setdefault(result.baseline or first, []).append(result)
+    return groups
 
 
 def _times(baseline: str, results: Sequence[Result]) -> str:
