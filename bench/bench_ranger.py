@@ -15,8 +15,8 @@ from .stepping import StepCase
 __all__ = ["CASES", "pytest_generate_tests", "test_step"]
 
 # torch-optimi has no gradient centralisation, and adds eps to the root of the corrected second moment: with eps=0 it is
-# Ranger without centralisation (and takes p.grad for its temporaries, at no cost in time). pytorch_optimizer ascends in the first five steps unless told to degenerate to SGD; it
-# centralises p.grad itself, which changes nothing the second time.
+# Ranger without centralisation. It takes p.grad for its temporaries. pytorch_optimizer ascends in the first five steps
+# unless told to degenerate to SGD; it centralises p.grad itself, which changes nothing the second time.
 _PEERS = [
     *optimi(
         "Ranger",
