@@ -26,11 +26,28 @@ def quantile(samples: Sequence[float], q: float) -> float:
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
+def repeated(call: Call, times: int) -> Call:
+    """So many calls as one.
+
+    Args:
+        call: What is called.
+        times: How often.
+    """
+    if times == 1:
+        return call
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls
+
+
 class Clock(Protocol):
     """Times calls on one kind of device."""
 
-    def adopt(self, call: Call) -> Call:
-        """What to time in the place of a call."""
+    def adopt(self, call: Call, times: int = 1) -> Call:
+        """What to time in the place of so many calls."""
 
     def time(self, call: Call) -> float:
         """Seconds that an adopted call takes."""
@@ -42,9 +59,9 @@ class Clock(Protocol):
 class WallClock:
     """The wall clock, for calls that return when they are done."""
 
-    def adopt(self, call: Call) -> Call:
-        """The call itself."""
-        return call
+    def adopt(self, call: Call, times: int = 1) -> Call:
+        """The calls themselves."""
+        return repeated(call, times)
 
     def time(self, call: Call) -> float:
         """Seconds from the call to its return."""
@@ -65,9 +82,10 @@ class CudaClock:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self._flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
 
-    def adopt(self, call: Call) -> Call:
-        """The replay of a graph of a short call, if it can be captured; else the call itself."""
-        if quantile([self.time(call) for _ in range(3)], 0.5) >= GRAPH_BELOW_SECONDS or synchronises(call):
+    def adopt(self, call: Call, times: int = 1) -> Call:
+        """The replay of a graph of short calls, if they can be captured; else the calls themselves."""
+        call = repeated(call, times)
+        if quantile([self.time(call) for _ in range(3)], 0.5) >= times * GRAPH_BELOW_SECONDS or synchronises(call):
             return call
         graph = torch.cuda.CUDAGraph()
         try:

@@ -6,26 +6,61 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
-from fastcurv import _check, ops
+import fastcurv
+from fastcurv import _check
 
-STEPS = 3
-# Empty, one element, a vector and a bit, an exact number of vectors, and more than one chunk of the chunk table.
-SIZES = (0, 1, 17, 1024, 40_003)
+from .models import Shape
+
+# RAdam rectifies from the sixth step on.
+STEPS, LR = 7, 0.1
+# Empty, one element, a vector and a bit, an exact number of vectors, more than one chunk of the chunk table; rows that
+# are short, not aligned, and longer than a chunk; a convolution.
+SHAPES: tuple[Shape, ...] = ((0,), (1,), (17,), (1024,), (40_003,), (3, 5), (7, 130), (2, 40_003), (4, 3, 3, 3))
+ROW = 10_000
+
+_Adam, _Ranger = fastcurv.Adam, functools.partial(fastcurv.Ranger, k=2, weight_decay=0.01)
+
+
+def _lookahead(params: list[Parameter], lr: float, backend: str) -> Optimizer:
+    return fastcurv.Lookahead(torch.optim.SGD(params, lr=lr, foreach=False), k=2, backend=backend)
+
+
+# By op and variant: the optimizer, and whether it has state of the dtype of moments.
+VARIANTS: dict[str, dict[str, tuple[Callable[..., Optimizer], bool]]] = {
+    "adam": {
+        "adam": (functools.partial(_Adam, weight_decay=0.01), True),
+        "amsgrad": (functools.partial(_Adam, weight_decay=0.01, amsgrad=True), True),
+        "radam": (fastcurv.RAdam, True),
+        "nadam": (fastcurv.NAdam, True),
+        "yogi": (fastcurv.Yogi, True),
+    },
+    "lamb": {"lamb": (fastcurv.LAMB, True)},
+    "lars": {"lars": (functools.partial(fastcurv.LARS, trust_coefficient=1.0), True)},
+    "lookahead": {"lookahead": (_lookahead, False)},
+    "nero": {"nero": (fastcurv.Nero, False)},
+    "ranger": {"ranger": (_Ranger, True), "plain": (functools.partial(_Ranger, use_gc=False), True)},
+    "sgd": {"momentum": (functools.partial(fastcurv.SGD, momentum=0.9), True), "plain": (fastcurv.SGD, False)},
+}
 
 
 def instances() -> list[str]:
-    """Every instance of every kernel, as op/parameter dtype/state dtype/rule."""
+    """Every instance of every kernel, as op/parameter dtype/state dtype/variant."""
     return [
-        f"adam/{_name(param)}/{_name(state)}/{rule}"
+        f"{op}/{_name(param)}/{_name(state)}/{variant}"
+        for op, variants in VARIANTS.items()
         for param, states in _check.STATE_DTYPES.items()
-        for state in states
-        for rule in ("adam", "amsgrad")
+        for variant, (_, has_state) in variants.items()
+        for state in (states if has_state else states[:1])
     ]
 
 
@@ -33,53 +68,56 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _views(sizes: Sequence[int], dtype: torch.dtype, device: str, generator: torch.Generator | None) -> list[Tensor]:
-    """Tensors of given sizes; every second one starts an element after an aligned address. Without generator: zeros."""
-    tensors = []
-    for k, size in enumerate(sizes):
-        base = torch.zeros(size + 1, dtype=dtype, device=device)
-        if generator is not None:
-            base = torch.randn(size + 1, generator=generator).to(device, dtype)
-        tensors.append(base[1:] if k % 2 else base[:size])
-    return tensors
+def _params(shapes: Sequence[Shape], dtype: torch.dtype, device: str) -> list[Parameter]:
+    """Parameters of given shapes with gradients; every second one starts an element after an aligned address."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shape: Shape, offset: int) -> torch.Tensor:
+        base = torch.randn(math.prod(shape) + offset, generator=generator).to(device, dtype)
+        return base[offset:].view(shape)
+
+    params = []
+    for k, shape in enumerate(shapes):
+        params.append(Parameter(draw(shape, k % 2)))
+        params[-1].grad = draw(shape, k % 2)
+    return params
 
 
-def adam(param: torch.dtype, state: torch.dtype, rule: str, device: str, sizes: Sequence[int]) -> str:
-    """Takes a few steps of Adam on a device and compares them with the reference on the CPU.
+def exercise(instance: str, device: str, shapes: Sequence[Shape], backend: str) -> str:
+    """Takes a few steps on a device and compares them with those of the reference on the CPU.
 
     Args:
-        param: Dtype of parameters and gradients.
-        state: Dtype of the moments.
-        rule: `adam` or `amsgrad`.
+        instance: One of `instances()`.
         device: Where to run.
-        sizes: Elements of the tensors.
+        shapes: Of the tensors.
+        backend: Which to run.
 
     Returns:
         What is wrong, or an empty string.
     """
-
-    def start(where: str) -> list[list[Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        params, grads = (_views(sizes, param, where, generator) for _ in range(2))
-        moments = [_views(sizes, state, where, None) for _ in range(3 if rule == "amsgrad" else 2)]
-        steps = [torch.zeros((), device=where) for _ in sizes]
-        return [params, grads, *moments, *([] if rule == "amsgrad" else [[]]), steps]
-
-    found, expected = start(device), start("cpu")
-    backend = "cuda" if device == "cuda" else "cpp"
+    op, param, state, variant = instance.split("/")
+    make, _ = VARIANTS[op][variant]
+    dtype, state_dtype = getattr(torch, param), getattr(torch, state)
+    # Only a choice that is not the default has to be made.
+    options: dict[str, Any] = {} if state_dtype == _check.STATE_DTYPES[dtype][0] else {"state_dtype": state_dtype}
+    found, expected = _params(shapes, dtype, device), _params(shapes, dtype, "cpu")
+    watched = make(found, lr=LR, backend=backend, **options)
+    checked = make(expected, lr=LR, backend="reference", **options)
     for _ in range(STEPS):
-        ops.adam_(*found, lr=0.1, weight_decay=0.01, amsgrad=rule == "amsgrad", backend=backend)
-        ops.adam_(*expected, lr=0.1, weight_decay=0.01, amsgrad=rule == "amsgrad", backend="reference")
+        watched.step()
+        checked.step()
     # The moments are rounded once a step and the parameters too; each may be off by an ulp at a step.
-    allowed = 2 * STEPS * max(torch.finfo(param).eps, torch.finfo(state).eps)
-    for k, (a, b) in enumerate(zip(found[0], expected[0], strict=True)):
-        error = (
-            float(((a.cpu().double() - b.double()).abs() / b.double().abs().clamp(min=1)).max()) if a.numel() else 0.0
-        )
+    ulps = 2 * STEPS * max(torch.finfo(dtype).eps, torch.finfo(state_dtype).eps)
+    has_sums = getattr(fastcurv.ops, f"{op}_")._rows is not None
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        # Two orders of summation of n numbers differ by about sqrt(n) ulp, of which the learning rate is taken.
+        allowed = ulps * (1 + LR * math.sqrt(a.numel()) if has_sums else 1)
+        x, y = a.detach().cpu().double(), b.detach().double()
+        error = float(((x - y).abs() / y.abs().clamp(min=1)).max()) if a.numel() else 0.0
         if not error <= allowed:
             return f"params[{k}] is off by {error:.2g}, {allowed:.2g} allowed"
-    if any(step.item() != STEPS for step in found[-1]):
-        return "a step count was not advanced"
+        if float(watched.state[a].get("step", STEPS)) != STEPS:
+            return f"the step count of params[{k}] was not advanced"
     return ""
 
 
@@ -95,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastcurv.bench.exercise", description=__doc__)
     parser.add_argument("instance", choices=instances())
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--elements", type=int, help="one tensor of this many instead of several awkward ones")
+    parser.add_argument("--elements", type=int, help=f"a matrix of about this many in rows of {ROW} instead")
     options = parser.parse_args(argv)
-    _, param, state, rule = options.instance.split("/")
-    sizes = (options.elements,) if options.elements else SIZES
-    wrong = adam(getattr(torch, param), getattr(torch, state), rule, options.device, sizes)
+    shapes = [(options.elements // ROW, ROW)] if options.elements else SHAPES
+    backend = "cuda" if options.device == "cuda" else "cpp"
+    wrong = exercise(options.instance, options.device, shapes, backend)
     print(f"{options.instance}: {wrong or 'right'}")
     return int(bool(wrong))
 

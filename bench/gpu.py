@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 
+from fastcurv import _backend
+
 from . import clocks, exercise, harness, machine, results
 from .harness import Case, Options
 
@@ -36,7 +38,7 @@ TIMED_OUT = 124
 SECONDS = 450.0
 LEAST_SECONDS_FOR_AN_ITEM = 20.0
 TAIL = 3000
-PROFILED = ("adam/float32/float32/adam", "adam/bfloat16/float32/adam")
+PROFILED = ("adam/float32/float32/adam", "adam/bfloat16/float32/adam", "ranger/float32/float32/ranger")
 PROFILED_ELEMENTS = 100_000_000
 METRICS = (
     "gpu__time_duration.sum",
@@ -319,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastcurv.bench.gpu", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--stage", required=True, choices=("build-test", "sanitize", "bench", "profile"))
     parser.add_argument("--out", required=True, type=Path, help="folder for the stage's file")
-    parser.add_argument("--op", default="adam", help="of the stage bench; default: %(default)s")
+    parser.add_argument("--op", default="adam", choices=_backend.OPS, help="of the stage bench; default: %(default)s")
     parser.add_argument("--root", type=Path, default=Path("."), help="of the checkout; default: here")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to stop after; default: %(default)s")
     options = parser.parse_args(argv)

@@ -18,10 +18,11 @@ from typing import Literal
 import torch
 
 from . import machine
-from .clocks import Call, Clock, quantile
+from .clocks import Call, Clock, quantile, repeated
 from .results import Result, Row, summarise
 
-Role = Literal["ours", "reference", "torch", "peer"]
+Role = Literal["ours", "reference", "yardstick", "torch", "peer"]
+OF_FASTCURV: tuple[Role, ...] = ("ours", "reference", "yardstick")
 
 WARM_UPS = 3
 # Where in memory a buffer happens to lie changes the time of a large step by a tenth, and where it lies depends on the
@@ -74,11 +75,12 @@ class Contender:
 
     Attributes:
         name: As printed.
-        role: Of fastcurv (`ours`, or its `reference`), of `torch`, or of a `peer`.
+        role: Of fastcurv (`ours`, its `reference`, or another optimizer as a `yardstick`), of `torch`, or of a `peer`.
         verify: Runs it on a small version of the case; returns what is wrong, or an empty string.
         prepare: Gives it inputs of its own and warms it up.
         bytes: Memory that it needs.
         note: In what it differs from the others; with a note it is not compared in speed.
+        computes: What it computes where that is not what the case asks for; verified as that, and compared in speed.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Contender:
     prepare: Callable[[], Prepared]
     bytes: int = 0
     note: str = ""
+    computes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Case(ABC):
         work: The same for a reader.
         devices: Where it is run.
         baseline: Name of the contender that speed-ups are relative to; empty for none.
+        period: Calls that are timed together, where not every call does the same: times are means over a whole period.
     """
 
     op: str
@@ -106,6 +110,7 @@ class Case(ABC):
     work: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     baseline: str = "torch fused"
+    period: int = 1
 
     @abstractmethod
     def contenders(self, options: Options) -> list[Contender]:
@@ -154,7 +159,7 @@ class _Measurement:
     """Collects the times of a case over several placements of its buffers."""
 
     def __init__(self, case: Case, options: Options, clock: Clock) -> None:
-        self.options, self.clock = options, clock
+        self.options, self.clock, self.period = options, clock, case.period
         self.contenders = case.contenders(options)
         self.rows = {c.name: self._verified(c) for c in self.contenders}
         self.ours = next((c.name for c in self.contenders if c.role == "ours"), "")
@@ -166,11 +171,11 @@ class _Measurement:
         self.watch = machine.Watch()
 
     def _verified(self, contender: Contender) -> Row:
-        row = Row(contender.name, contender.role, note=contender.note)
+        row = Row(contender.name, contender.role, note=contender.note, computes=contender.computes)
         try:
             row.wrong = contender.verify()
         except Exception as error:  # other libraries: whatever they raise, ours are measured
-            if contender.role in ("ours", "reference"):
+            if contender.role in OF_FASTCURV:
                 raise
             row.note = f"{DOES_NOT_RUN}: {type(error).__name__}: {error}".partition("\n")[0]
         return row
@@ -186,13 +191,13 @@ class _Measurement:
                 continue
             prepared = contender.prepare()
             self.rows[contender.name].extra = self.clock.extra(prepared.call)
-            calls[contender.name] = self.clock.adopt(prepared.call)
+            calls[contender.name] = self.clock.adopt(prepared.call, self.period)
             if contender.name == self.ours:
                 calls.update({name: call for name, call, _ in prepared.ceilings})
                 self.ceilings = {name: moved for name, _, moved in prepared.ceilings}
                 if prepared.kernel is not None:
-                    calls["kernel"] = prepared.kernel
-                    alone = {"step": prepared.call, "kernel": prepared.kernel}
+                    calls["kernel"] = repeated(prepared.kernel, self.period)
+                    alone = {"step": repeated(prepared.call, self.period), "kernel": calls["kernel"]}
         quick = self.options.quick
         seconds, least = (0.0, 1) if quick else (SECONDS, LEAST_SAMPLES)
         gc.collect()
@@ -200,10 +205,16 @@ class _Measurement:
         try:
             with self.watch:
                 pace = self.ours if self.ours in calls and not quick else ""
-                _extend(self.times, interleave(calls, self.clock, seconds, least, pace))
-                _extend(self.alone, interleave(alone, self.clock, seconds / 6, least))
+                self._extend(self.times, interleave(calls, self.clock, seconds, least, pace))
+                self._extend(self.alone, interleave(alone, self.clock, seconds / 6, least))
         finally:
             gc.enable()
+
+    def _extend(self, times: dict[str, list[float]], more: Mapping[str, list[float]]) -> None:
+        """Adds samples, those of a whole period as its mean; ceilings have none."""
+        for name, samples in more.items():
+            period = 1 if name in self.ceilings else self.period
+            times.setdefault(name, []).extend(seconds / period for seconds in samples)
 
     def _fits(self, contender: Contender) -> bool:
         """Whether there is memory for its own buffers, and as much again for temporaries; notes it where not."""
@@ -221,11 +232,6 @@ def _free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _extend(times: dict[str, list[float]], more: Mapping[str, list[float]]) -> None:
-    for name, samples in more.items():
-        times.setdefault(name, []).extend(samples)
-
-
 def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> Result:
     """Verifies and measures the contenders of a case.
 
@@ -239,7 +245,7 @@ def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> 
     for placement in range(1 if options.quick else PLACEMENTS):
         measured.place(backwards=placement % 2 == 1)
     rows, watch, alone = list(measured.rows.values()), measured.watch, measured.alone
-    red = [f"{row.name} is wrong: {row.wrong}" for row in rows if row.wrong and row.role in ("ours", "reference")]
+    red = [f"{row.name} is wrong: {row.wrong}" for row in rows if row.wrong and row.role in OF_FASTCURV]
     quick = "a quick run shrinks the work" if options.quick else ""
     # A GPU does its work whatever the processors do meanwhile.
     contended = [machine.overloaded(start_load), watch.contended()] if options.device == "cpu" else []

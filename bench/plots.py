@@ -28,9 +28,13 @@ COLOURS = {
     "torch loop": "#8d99ae",
     "torch compile": "#6a4c93",
     "torch default": "#8d99ae",
+    "fastcurv Adam": "#1b1b1e",
+    "fastcurv Ranger": "#4aa5a1",
+    "eager Ranger": "#a3b18a",
+    "torch AdamW": "#8d99ae",
 }
-PEERS = ("#5b8c5a", "#a3b18a", "#7f5539")
-MARKERS = {"ours": "o", "reference": "o", "torch": "D", "peer": "s"}
+PEERS = ("#5b8c5a", "#a3b18a", "#7f5539", "#c08497", "#577590")
+MARKERS = {"ours": "o", "reference": "o", "yardstick": "|", "torch": "D", "peer": "s"}
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -48,50 +52,61 @@ def colour(row: Row, others: Sequence[str]) -> str:
     return PEERS[others.index(row.name) % len(PEERS)] if row.name in others else OURS
 
 
-def relative_times(results: Sequence[Result], title: str) -> Figure:
+def relative_times(groups: Mapping[str, Sequence[Result]], title: str) -> Figure:
     """Step times relative to the baseline of each case, one line of dots to a case; our own reference is left out.
 
     Args:
-        results: Results with speed-ups.
+        groups: Results with speed-ups, by baseline; each has a panel.
         title: Of the plot.
     """
+    results = [result for group in groups.values() for result in group]
     names = list(dict.fromkeys(row.name for result in results for row in result.rows))
     peers = list(dict.fromkeys(row.name for result in results for row in result.rows if row.role == "peer"))
+    legend: dict[str, Any] = {}
     with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.52 * len(results)), layout="constrained")
-        legend: dict[str, Any] = {}
-        for position, result in enumerate(results):
-            base = result.row(result.baseline)
-            assert base is not None
-            axes.axhline(position, color="#e6e6e6", linewidth=6, zorder=0)
-            for row in sorted(result.rows, key=lambda row: row.role == "ours"):
-                if row.speedup is None or row.role == "reference":
-                    continue
-                shade = colour(row, peers)
-                axes.plot([row.p20 / base.median, row.p80 / base.median], [position] * 2, color=shade, linewidth=1.5)
-                size = 9 if row.role == "ours" else 6
-                line = axes.plot(
-                    row.median / base.median, position, MARKERS[row.role], color=shade, markersize=size, linestyle=""
-                )
-                legend.setdefault(row.name, line[0])
-                if row is result.ours():
-                    place = (row.median / base.median, position)
-                    axes.annotate(f"{row.speedup:.2f} x", place, (0, 9), textcoords="offset points", ha="center")
-        axes.axvline(1, color=COLOURS["torch fused"], linewidth=1, linestyle="--", zorder=0)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.set_yticks(range(len(results)), [result.work for result in results])
-        axes.set_ylim(len(results) - 0.5, -0.7)
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"time of opt.step() relative to {results[0].baseline} (left is faster); bars span p20 to p80")
-        axes.set_title(title)
+        figure, panels = pyplot.subplots(
+            len(groups),
+            1,
+            figsize=(8, 1 + 0.5 * len(groups) + 0.52 * len(results)),
+            layout="constrained",
+            squeeze=False,
+            height_ratios=[len(group) for group in groups.values()],
+        )
+        for axes, (baseline, group) in zip(panels[:, 0], groups.items(), strict=True):
+            for position, result in enumerate(group):
+                _relative_line(axes, position, result, peers, legend)
+            axes.axvline(1, color=COLOURS.get(baseline, OURS), linewidth=1, linestyle="--", zorder=0)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.set_yticks(range(len(group)), [result.work for result in group])
+            axes.set_ylim(len(group) - 0.5, -0.7)
+            axes.tick_params(axis="y", length=0)
+            axes.set_xlabel(f"time of opt.step() relative to {baseline} (left is faster); bars span p20 to p80")
+        panels[0, 0].set_title(title)
         known = [name for name in names if name in legend]
         figure.legend(
             [legend[name] for name in known], known, loc="outside lower center", ncols=4, frameon=False, fontsize=8
         )
     return figure
+
+
+def _relative_line(axes: Any, position: int, result: Result, peers: Sequence[str], legend: dict[str, Any]) -> None:
+    base = result.row(result.baseline)
+    assert base is not None
+    axes.axhline(position, color="#e6e6e6", linewidth=6, zorder=0)
+    for row in sorted(result.rows, key=lambda row: row.role == "ours"):
+        if row.speedup is None or row.role == "reference":
+            continue
+        shade = colour(row, peers)
+        axes.plot([row.p20 / base.median, row.p80 / base.median], [position] * 2, color=shade, linewidth=1.5)
+        size = 9 if row.role == "ours" else 6
+        place = (row.median / base.median, position)
+        line = axes.plot(*place, MARKERS[row.role], color=shade, markersize=size, linestyle="")
+        legend.setdefault(row.name, line[0])
+        if row is result.ours():
+            axes.annotate(f"{row.speedup:.2f} x", place, (0, 9), textcoords="offset points", ha="center")
 
 
 def step_times(results: Sequence[Result]) -> Figure:
@@ -113,38 +128,39 @@ def step_times(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def losses(curves: Mapping[str, Sequence[float]], yardstick: str, limit: float, steps: int) -> Figure:
-    """Loss against step, and how far the curves are from one of them.
+def losses(curves: Mapping[str, Sequence[float]], yardsticks: Mapping[str, str], limit: float, steps: int) -> Figure:
+    """Loss against step, and how far curves are from others.
 
     Args:
         curves: Losses by optimizer.
-        yardstick: The name of the curve that differences are taken from.
+        yardsticks: By name of a curve, that of the curve its difference is taken from.
         limit: The relative difference that is allowed.
         steps: During how many steps it is.
     """
     shades = {name: COLOURS.get(name, OURS) for name in curves}
     with matplotlib.rc_context(STYLE):
         figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 5.4), layout="constrained", sharex=True)
-        # Each thinner than the last, or the last would hide the others: they coincide.
-        for width, (name, values) in zip((5, 3, 1.2), curves.items(), strict=False):
-            above.plot(range(1, len(values) + 1), values, label=name, color=shades[name], linewidth=width)
+        for name, values in curves.items():
+            # Those that differences are taken from are wider, or the others would hide them: they coincide.
+            width, order = (1.2, 3) if name in yardsticks else (4, 2)
+            shade = shades[name]
+            above.plot(range(1, len(values) + 1), values, label=name, color=shade, linewidth=width, zorder=order)
         above.set_yscale("log")
         above.set_ylabel("training loss")
         above.set_title("The same network, data and seed")
         above.legend(frameon=False)
-        base = curves[yardstick]
-        for name, values in curves.items():
-            if name != yardstick:
-                # Equal losses have no place on a logarithmic axis.
-                apart = [abs(a - b) / abs(b) or math.nan for a, b in zip(values, base, strict=True)]
-                below.plot(
-                    range(1, len(apart) + 1), apart, ".-", label=name, color=shades[name], linewidth=1, markersize=2
-                )
+        for name, other in yardsticks.items():
+            # Equal losses have no place on a logarithmic axis.
+            apart = [abs(a - b) / abs(b) or math.nan for a, b in zip(curves[name], curves[other], strict=True)]
+            label = f"{name} from {other}"
+            below.plot(
+                range(1, len(apart) + 1), apart, ".-", label=label, color=shades[name], linewidth=1, markersize=2
+            )
         below.plot([1, steps], [limit] * 2, "--", color="#555555", label=f"allowed in the first {steps} steps")
         below.set_yscale("log")
         below.set_ylabel("relative difference")
         below.set_xlabel("step")
-        below.set_title(f"Difference of the loss from {yardstick}")
+        below.set_title("Difference of the losses")
         below.legend(frameon=False)
     return figure
 

@@ -16,9 +16,9 @@ from . import targets
 from .results import Result, load
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-PLOT = "![Time of an optimizer step relative to torch](docs/benchmarks.png)"
-# Columns of the table of times, after those of fastcurv, where they were measured.
-OTHERS = ("torch fused", "torch foreach", "torch loop", "torch compile")
+PLOT = "![Time of an optimizer step relative to that of others](docs/benchmarks.png)"
+# Columns of the table of times, in this order.
+COLUMNS = ("ours", "yardstick", "torch", "peer")
 Measured = dict[str, dict[str, tuple[dict[str, Any], list[Result]]]]
 
 
@@ -70,17 +70,21 @@ def section(measured: Measured) -> str:
     """All tables, as markdown."""
     rows = targets.load()
     parts = [PLOT] if _drawn(measured)[1] else []
+    said: list[str] = []
     for op in dict.fromkeys([row.op for row in rows] + list(measured)):
         by_device = measured.get(op, {})
         for about, results in by_device.values():
             place = "the CPU" if about["device"] == "cpu" else "a GPU"
-            parts += [f"### `{op}` on {place}", machine_line(about, results), times(results), losing(results)]
+            machine = machine_line(about)
+            # Once, where ops were measured together.
+            parts += [f"### `{op}` on {place}", *([machine] if machine not in said else []), *times(about, results)]
+            said.append(machine)
         verdicts = targets.judge([row for row in rows if row.op == op], {d: r for d, (_, r) in by_device.items()})
         parts += [f"What `{op}` must show (bench/targets.toml):", promises(verdicts)]
     return "\n\n".join(parts)
 
 
-def machine_line(about: dict[str, Any], results: Sequence[Result]) -> str:
+def machine_line(about: dict[str, Any]) -> str:
     """What the results were measured on."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     if about["device"] == "cuda":
@@ -88,50 +92,64 @@ def machine_line(about: dict[str, Any], results: Sequence[Result]) -> str:
     else:
         where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, SIMD level {about['simd']}"
     lines = f"Median time of a whole `opt.step()` in milliseconds. Measured {about['date']} on {where}; {versions}"
-    lines += f"; commit {about['commit']}." if about["commit"] else "."
+    return lines + (f"; commit {about['commit']}." if about["commit"] else ".")
+
+
+def times(about: dict[str, Any], results: Sequence[Result]) -> list[str]:
+    """The tables of times, one to a baseline, and what there is to say of them."""
+    parts = [_times(baseline, group) for baseline, group in by_baseline(results).items()]
+    rows = [row for result in results for row in result.rows]
+    remarks = [row.note for row in rows if row.note and row.rounds]
+    parts += [f"\\* {remark}." for remark in dict.fromkeys(remarks)]
+    parts += dict.fromkeys(f"{row.name} computes {row.computes}." for row in rows if row.computes and row.rounds)
+    parts += [f"No speed-up is given for {result.work}: {result.unfit}." for result in results if result.unfit]
+    parts.append(losing(results))
     if about["device"] == "cpu":
         before, after = results[0].load[0], results[-1].load[1]
         busiest = max(result.others for result in results)
-        lines += f" Load average {before:.2f} before and {after:.2f} after (our own threads count too); "
-        lines += f"others used at most {busiest:.2f} of a core."
-    return lines
+        load = f"Load average {before:.2f} before and {after:.2f} after (our own threads count too)"
+        parts.append(f"{load}; others used at most {busiest:.2f} of a core.")
+    return parts
 
 
-def times(results: Sequence[Result]) -> str:
-    """The table of times."""
-    ours = _names(results, "ours")
-    peers = _names(results, "peer")
-    others = [name for name in OTHERS if any(result.row(name) for result in results)]
-    columns = [*ours, *others, *peers]
-    baseline = next((result.baseline for result in results if result.baseline), "")
+def by_baseline(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by what their speed-ups are relative to; those without are with the first."""
+    first = next((result.baseline for result in results if result.baseline), "")
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.baseline or first, []).append(result)
+    return groups
+
+
+def _times(baseline: str, results: Sequence[Result]) -> str:
+    columns = [name for role in COLUMNS for name in _names(results, role)]
     header = ["work", "tensors", "parameters", *columns, "% of ceiling", f"x {baseline}" if baseline else ""]
     lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
-    remarks = []
     for result in results:
         best = result.ours()
         cells = [result.work, f"{result.size['tensors']:,}", f"{result.size['elements']:,}"]
         for name in columns:
             row = result.row(name)
             cells.append(f"{row.median:.3g}" + ("*" if row.note else "") if row and row.rounds else "")
-            if row and row.note and row.note not in remarks:
-                remarks.append(row.note)
         cells.append(f"{100 * best.ceiling:.0f}" if best and best.ceiling and not result.unfit else "")
         cells.append(f"**{best.speedup:.2f}**" if best and best.speedup is not None else "")
         lines.append(_line(cells))
-    text = "\n".join(lines)
-    if remarks:
-        text += "\n\n" + "\n".join(f"\\* {remark}." for remark in remarks)
-    unfit = [f"No speed-up is given for {result.work}: {result.unfit}." for result in results if result.unfit]
-    return "\n\n".join([text, *unfit])
+    return "\n".join(lines)
 
 
 def losing(results: Sequence[Result]) -> str:
-    """Where another implementation is faster, in a sentence."""
+    """Where an implementation that is not ours is faster, in a sentence."""
     lost = []
     for result in results:
         best = result.ours()
         for row in result.rows:
-            if best and best.speedup is not None and row.speedup is not None and row.median < best.median:
+            if (
+                row.role in ("torch", "peer")
+                and best
+                and best.speedup is not None
+                and row.speedup is not None
+                and row.median < best.median
+            ):
                 lost.append(f"{row.name} on {result.work} ({row.median:.3g} ms against {best.median:.3g})")
     if lost:
         return f"Where fastcurv loses: {'; '.join(lost)}."
@@ -162,7 +180,9 @@ def draw(measured: Measured, folder: Path) -> None:
 
     where = about["gpu"] if about["device"] == "cuda" else f"{about['processor']}, {about['threads']} threads"
     folder.mkdir(parents=True, exist_ok=True)
-    figure = plots.relative_times(results, f"One optimizer step, {where}, torch {about['versions']['torch']}")
+    figure = plots.relative_times(
+        by_baseline(results), f"One optimizer step, {where}, torch {about['versions']['torch']}"
+    )
     plots.save(figure, folder / "benchmarks", ".png", ".svg")
 
 

@@ -21,6 +21,7 @@ class Row:
         speedup: Over the baseline; None where none may be given.
         wrong: What is wrong with its results, if anything is.
         note: In what it differs from the others, or why it was not measured.
+        computes: What it computes where that is not what the case asks for.
         extra: On a GPU, what `clocks.CudaClock.extra` returns.
     """
 
@@ -36,6 +37,7 @@ class Row:
     wrong: str = ""
     note: str = ""
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
+    computes: str = ""
 
 
 @dataclasses.dataclass
@@ -95,7 +97,7 @@ def summarise(result: Result, times: Mapping[str, Sequence[float]], ceilings: Ma
         samples = times[row.name]
         row.rounds = len(samples)
         row.p20, row.median, row.p80 = (1e3 * quantile(samples, q) for q in (0.2, 0.5, 0.8))
-        if not row.note:
+        if not row.note and not row.computes:
             row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
             row.ceiling = row.gigabytes_per_second / result.ceiling if result.ceiling else None
         if comparable and not (result.unfit or row.note or (row.wrong and row is not base)):
@@ -119,7 +121,7 @@ def table(result: Result) -> str:
         spread = f"[{row.p20:.3f}, {row.p80:.3f}]"
         percent = f"{100 * row.ceiling:.0f}" if row.ceiling else ""
         speed = f"{row.speedup:.2f}" if row.speedup else ""
-        remark = row.wrong or row.note
+        remark = row.wrong or row.note or (f"computes {row.computes}" if row.computes else "")
         bandwidth = f"{row.gigabytes_per_second:.1f}" if row.gigabytes_per_second else ""
         figures = f"{row.median:>10.3f} {spread:>20} {bandwidth:>8} {percent:>10} {speed:>14}"
         lines.append(f"  {row.name:26}{figures}  {remark}".rstrip())

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from fastcurv import _backend
+from fastcurv import _backend, _check
+from fastcurv._chunks import NO_ROWS
+from fastcurv.optim._base import MultiTensorOptimizer
 
 from .clocks import Call
 from .harness import WARM_UPS, Case, Contender, Options, Prepared, Role
 from .models import Shape, numel
 
 LR = 1e-3
-# Large, so that an error cannot hide behind a small step, and with a new gradient at each.
-VERIFY_LR, VERIFY_STEPS = 0.1, 5
+# Large, so that an error cannot hide behind a small step, and with a new gradient at each; more than two periods of a
+# Lookahead, and steps of RAdam before and after it rectifies.
+VERIFY_LR, VERIFY_STEPS = 0.1, 13
 SMALL_TENSORS, SMALL_VECTOR, SMALL_DIMENSION = 300, 1027, 9
 # Elements that the stream ceiling reads of one list before it turns to the next; the best counts.
 STREAM_BLOCKS = (64, 256, 1024)
 COPY_BYTES = 1 << 30
 TILE = 1 << 20
+# State that is touched on some steps only: no part of the stream ceiling, which has the mix of the others.
+OCCASIONAL = ("slow_buffers",)
+
+Make = Callable[[list[Parameter], float], Optimizer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +47,18 @@ class Implementation:
         state_bytes: Bytes of state per element.
         compiled: Whether its step goes through torch.compile.
         note: See `Contender`.
+        computes: See `Contender`.
+        truth: What it is verified against in the place of the case's truth, where it computes something else.
     """
 
     name: str
     role: Role
-    make: Callable[[list[Parameter], float], Optimizer]
+    make: Make
     state_bytes: int
     compiled: bool = False
     note: str = ""
+    computes: str = ""
+    truth: Make | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +84,15 @@ class StepCase(Case):
         shapes: The parameter list.
         implementations: Who takes part, given the options and the dtype of the parameters.
         truth: An optimizer independent of fastcurv, exact in float64, that all must agree with.
-        bytes_per_element: What a step has to move for each element.
-        buffers: What an optimizer of fastcurv reads and writes; None: neither ceiling nor bare kernel are measured.
+        bytes_per_element: What a step has to move for each element, on average.
         dtype: Of parameters and gradients.
         has_ceiling: Whether a bandwidth says something about the case.
     """
 
     shapes: Callable[[], list[Shape]]
     implementations: Callable[[Options, torch.dtype], list[Implementation]]
-    truth: Callable[[list[Parameter], float], Optimizer]
-    bytes_per_element: int
-    buffers: Callable[[Optimizer], Buffers] | None = None
+    truth: Make
+    bytes_per_element: float
     dtype: torch.dtype = torch.float32
     has_ceiling: bool = True
 
@@ -91,7 +100,7 @@ class StepCase(Case):
         """See `Case.size`."""
         shapes = self._shapes(options)
         elements = numel(shapes)
-        return {"tensors": len(shapes), "elements": elements, "bytes": elements * self.bytes_per_element}
+        return {"tensors": len(shapes), "elements": elements, "bytes": round(elements * self.bytes_per_element)}
 
     def contenders(self, options: Options) -> list[Contender]:
         """See `Case.contenders`."""
@@ -104,6 +113,7 @@ class StepCase(Case):
                 prepare=functools.partial(self.prepare, implementation, options),
                 bytes=elements * (2 * self.dtype.itemsize + implementation.state_bytes),
                 note=implementation.note,
+                computes=implementation.computes,
             )
             for implementation in self.implementations(options, self.dtype)
         ]
@@ -112,10 +122,10 @@ class StepCase(Case):
         return small(self.shapes()) if options.quick else self.shapes()
 
     def verify(self, implementation: Implementation, device: str) -> str:
-        """Compares an implementation with torch.optim in float64 on a small version of the list.
+        """Compares an implementation with the truth in float64 on a small version of the list.
 
-        Its error must be at most twice that of torch.optim in the same precision, plus four roundings; in 16 bits the
-        measure is torch.optim in float32 whose parameters are rounded after every step.
+        Its error must be at most twice that of the truth in the same precision, plus four roundings; in 16 bits the
+        measure is the truth in float32 with parameters that are rounded after every step.
 
         Args:
             implementation: What is verified.
@@ -124,7 +134,7 @@ class StepCase(Case):
         Returns:
             What is wrong, or an empty string.
         """
-        start, gradients, exact, allowed = _oracle(self, device)
+        start, gradients, exact, allowed = _oracle(self, implementation.truth or self.truth, device)
         found = _trajectory(implementation.make, start, gradients, self.dtype, self.dtype, implementation.compiled)
         error = _distance(found, exact)
         return "" if error <= allowed else f"off by {error:.2g} after {VERIFY_STEPS} steps, {allowed:.2g} allowed"
@@ -144,10 +154,10 @@ class StepCase(Case):
         step = _step(optimizer, implementation.compiled)
         for _ in range(WARM_UPS):
             step()
-        if implementation.role != "ours" or self.buffers is None:
+        if implementation.role != "ours" or not isinstance(optimizer, MultiTensorOptimizer):
             return Prepared(step)
-        buffers = self.buffers(optimizer)
-        return Prepared(step, buffers.kernel, _ceilings(buffers, options.device) if self.has_ceiling else ())
+        used = buffers(optimizer)
+        return Prepared(step, used.kernel, _ceilings(used, options.device) if self.has_ceiling else ())
 
 
 def small(shapes: Sequence[Shape]) -> list[Shape]:
@@ -158,15 +168,15 @@ def small(shapes: Sequence[Shape]) -> list[Shape]:
     ]
 
 
-@functools.lru_cache(maxsize=1)
-def _oracle(case: StepCase, device: str) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor], float]:
+@functools.lru_cache(maxsize=4)
+def _oracle(case: StepCase, truth: Make, device: str) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor], float]:
     """Start, gradients, the exact end in float64, and how far from it an implementation may be."""
     shapes = small(case.shapes())
     start = _random(shapes, case.dtype, device, seed=0)
     gradients = [_random(shapes, case.dtype, device, seed=1 + k) for k in range(VERIFY_STEPS)]
-    exact = _trajectory(case.truth, start, gradients, torch.float64, torch.float64)
+    exact = _trajectory(truth, start, gradients, torch.float64, torch.float64)
     wide = torch.float32 if case.dtype.itemsize == 2 else case.dtype
-    own = _trajectory(case.truth, start, gradients, wide, case.dtype)
+    own = _trajectory(truth, start, gradients, wide, case.dtype)
     scale = max((float(x.abs().max()) for x in exact if x.numel()), default=0.0)
     return start, gradients, exact, 2 * _distance(own, exact) + 4 * torch.finfo(case.dtype).eps * scale
 
@@ -197,7 +207,7 @@ def _step(optimizer: Optimizer, compiled: bool) -> Call:
 
 
 def _trajectory(
-    make: Callable[[list[Parameter], float], Optimizer],
+    make: Make,
     start: Sequence[Tensor],
     gradients: Sequence[Sequence[Tensor]],
     dtype: torch.dtype,
@@ -240,8 +250,8 @@ def _ceilings(buffers: Buffers, device: str) -> list[tuple[str, Call, int]]:
     chunks.update(lists, [f"lists[{k}]" for k in range(len(lists))], True)
     # One chunk to a tensor: this table is split among threads by elements.
     whole = max(x.numel() for x in lists[0]) + 1
-    words = torch.empty(chunks.words(whole), dtype=torch.int64)
-    chunks.write(words.data_ptr(), whole)
+    words = torch.empty(chunks.size(whole, NO_ROWS)[0], dtype=torch.int64)
+    chunks.write(words.data_ptr(), whole, NO_ROWS)
     sizes = [tensors[0].element_size() for tensors in lists]
     moved = sum(
         math.prod(x.shape) * x.element_size() * (2 if is_written else 1)
@@ -254,12 +264,28 @@ def _ceilings(buffers: Buffers, device: str) -> list[tuple[str, Call, int]]:
     ]
 
 
-def state_lists(optimizer: Optimizer, keys: Sequence[str]) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Parameters of an optimizer, and their state, one list for each key.
+def buffers(optimizer: MultiTensorOptimizer) -> Buffers:
+    """What the step of an optimizer reads and writes for each element, and the bare call of its implementation.
 
     Args:
-        optimizer: After a step.
-        keys: Of the state.
+        optimizer: With one group of parameters of one dtype, after a step.
     """
-    params = list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    return params, [[optimizer.state[param][key] for param in params] for key in keys]
+    (group,) = optimizer.param_groups
+    op = optimizer._op
+    with torch.no_grad():
+        ((bucket, lists),) = optimizer._prepare(group)
+    device = bucket.params[0].device
+    name, implementation = _backend.choose(op.name, device, optimizer.backend)
+    arguments: dict[str, Any] = {**optimizer._arguments(group), "grad_scale": None, "found_inf": None}
+    chunk = _backend.CHUNK_ELEMENTS.get(name)
+    table = bucket.space.table(chunk, device, op.rows(arguments)) if chunk else None
+    streamed = [
+        (tensors, is_written)
+        for list_name, tensors, is_written in zip(op.lists, lists, op.mutated, strict=True)
+        if tensors and list_name not in OCCASIONAL and _check.kind(list_name) in ("param", "grad", "state", "exact")
+    ]
+    return Buffers(
+        read=[tensors for tensors, is_written in streamed if not is_written],
+        written=[tensors for tensors, is_written in streamed if is_written],
+        kernel=functools.partial(implementation, *lists, table, **arguments),
+    )

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from .results import Result
+from .harness import DOES_NOT_RUN
+from .results import Result, Row
 
-Measure = Literal["speedup", "ceiling", "overhead", "launches", "dispatch"]
+Measure = Literal["speedup", "time", "ceiling", "overhead", "launches", "dispatch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Target:
     device: Literal["cpu", "gpu"]
     work: str
     measure: Measure
-    against: str = ""
+    against: tuple[str, ...] = ()
     at_least: float | None = None
     at_most: float | None = None
 
@@ -43,9 +44,9 @@ class Target:
             return f"{value:.2f} ms"
         if self.measure == "launches":
             return f"{value:.0f} launch" + ("" if value == 1 else "es")
-        if self.measure == "dispatch":
-            return f"{value:.3g} x the dispatch time of {self.against}"
-        return f"{value:.3g} x {self.against}"
+        other = self.against[0] if len(self.against) == 1 else f"the fastest of {', '.join(self.against)}"
+        kind = {"dispatch": "the dispatch time of ", "time": "the time of "}.get(self.measure, "")
+        return f"{value:.3g} x {kind}{other}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,11 @@ class Verdict:
 def load() -> list[Target]:
     """The rows of targets.toml."""
     document = tomllib.loads(Path(__file__).with_name("targets.toml").read_text())
-    return [Target(**row) for row in document["target"]]
+    rows = []
+    for row in document["target"]:
+        against = row.pop("against", ())
+        rows.append(Target(**row, against=(against,) if isinstance(against, str) else tuple(against)))
+    return rows
 
 
 def judge(rows: Sequence[Target], measured: Mapping[str, Sequence[Result]]) -> list[Verdict]:
@@ -81,10 +86,17 @@ def _verdict(target: Target, measured: Sequence[Result] | None) -> Verdict:
         return Verdict(target, None, "not measured")
     if result.unfit:
         return Verdict(target, None, f"not measured: {result.unfit}")
+    if missing := [name for name in target.against if not _took_part(result.row(name))]:
+        return Verdict(target, None, f"not measured: {', '.join(missing)} took no part")
     value = _figure(target, result)
     if value is None:
         return Verdict(target, None, "not measured: a part of it did not run")
     return Verdict(target, value, "holds" if target.holds(value) else "does not hold")
+
+
+def _took_part(row: Row | None) -> bool:
+    """Whether a row was measured and compared, or could not be run at all: what does not run is not the fastest."""
+    return row is not None and (row.note.startswith(DOES_NOT_RUN) or bool(row.rounds and not row.note))
 
 
 def _figure(target: Target, result: Result) -> float | None:
@@ -97,14 +109,15 @@ def _figure(target: Target, result: Result) -> float | None:
         return result.overhead
     if target.measure == "launches":
         return ours.extra.get("launches")
-    other = result.row(target.against)
-    if other is None or not other.rounds or other.note:
+    others = [row for row in result.rows if row.name in target.against and row.rounds]
+    if target.measure == "dispatch":
+        if "dispatch" not in ours.extra or any("dispatch" not in row.extra for row in others):
+            return None
+        return max((ours.extra["dispatch"] / row.extra["dispatch"] for row in others), default=None)
+    fastest = min((row.median for row in others), default=None)
+    if fastest is None:
         return None
-    if target.measure == "speedup":
-        return other.median / ours.median
-    if "dispatch" not in ours.extra or "dispatch" not in other.extra:
-        return None
-    return ours.extra["dispatch"] / other.extra["dispatch"]
+    return fastest / ours.median if target.measure == "speedup" else ours.median / fastest
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

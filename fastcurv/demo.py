@@ -1,9 +1,10 @@
-"""`fastcurv demo`: the same training run as with torch.optim, and optimizer steps of real models beside torch's."""
+"""`fastcurv demo`: the same training runs as with torch.optim and with an eager Ranger, and the steps beside theirs."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 import fastcurv
-from fastcurv.bench import clocks, harness, models, plots
+from fastcurv.bench import clocks, harness, models, plots, truths
 from fastcurv.bench.stepping import Implementation, StepCase
 
 EPOCHS, SHORT_EPOCHS, BATCH, TEST_IMAGES = 16, 1, 64, 360
@@ -24,12 +25,17 @@ LR, WEIGHT_DECAY = 2e-3, 1e-2
 STEPS_COMPARED, LOSS_TOLERANCE, ACCURACY_TOLERANCE = 20, 1e-5, 0.01
 
 Make = Callable[[Any], Optimizer]
-OURS, YARDSTICK, FUSED = "fastcurv", "torch foreach", "torch fused"
+OURS, FOREACH, FUSED = "fastcurv AdamW", "torch foreach", "torch fused"
+RANGER, EAGER = "fastcurv Ranger", "eager Ranger"
 TRAINED: dict[str, Make] = {
-    YARDSTICK: lambda params: torch.optim.AdamW(params, lr=LR, weight_decay=WEIGHT_DECAY, foreach=True),
+    FOREACH: lambda params: torch.optim.AdamW(params, lr=LR, weight_decay=WEIGHT_DECAY, foreach=True),
     FUSED: lambda params: torch.optim.AdamW(params, lr=LR, weight_decay=WEIGHT_DECAY, fused=True),
     OURS: lambda params: fastcurv.AdamW(params, lr=LR, weight_decay=WEIGHT_DECAY),
+    EAGER: lambda params: truths.Ranger(params, lr=LR),
+    RANGER: lambda params: fastcurv.Ranger(params, lr=LR),
 }
+# By run: the run that it must not differ from, or is only compared with.
+YARDSTICKS = {FOREACH: FUSED, OURS: FUSED, RANGER: EAGER}
 
 
 @dataclasses.dataclass
@@ -83,7 +89,7 @@ def train(name: str, make: Make, device: str, seed: int, epochs: int) -> Trained
     optimizer = make(model.parameters())
     batches = list(_batches(len(labels), epochs, seed))
     losses = []
-    with tqdm(batches, desc=f"{name:14}", unit="step") as bar:
+    with tqdm(batches, desc=f"{name:16}", unit="step") as bar:
         for batch in bar:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
@@ -108,37 +114,48 @@ def apart(a: Sequence[float], b: Sequence[float], steps: int) -> float:
     return max(abs(x - y) / abs(y) for x, y in zip(a[:steps], b[:steps], strict=True))
 
 
-def step_case(name: str, work: str, shapes: Callable[[], list[models.Shape]]) -> Any:
-    """The step of AdamW on a model's parameter list, by fastcurv and by each of torch's implementations.
+def step_cases() -> list[StepCase]:
+    """The step of AdamW on the parameter lists of two models and that of Ranger on one, by all who compute it here."""
 
-    Args:
-        name: Of the case.
-        work: Of the case, for a reader.
-        shapes: The parameter list.
-    """
-
-    def torch_adamw(**options: Any) -> Callable[[list[nn.Parameter], float], Optimizer]:
+    def adamw(**options: Any) -> Callable[[list[nn.Parameter], float], Optimizer]:
         return lambda params, lr: torch.optim.AdamW(params, lr=lr, **options)
 
-    def ours(params: list[nn.Parameter], lr: float) -> Optimizer:
-        return fastcurv.AdamW(params, lr=lr)
-
-    implementations = [
-        Implementation(OURS, "ours", ours, state_bytes=8),
-        Implementation("torch default", "torch", torch_adamw(), state_bytes=8),
-        Implementation("torch foreach", "torch", torch_adamw(foreach=True), state_bytes=8),
-        Implementation("torch fused", "torch", torch_adamw(fused=True), state_bytes=8),
+    default = Implementation("torch default", "torch", adamw(), state_bytes=8)
+    of_adamw = [
+        Implementation(OURS, "ours", lambda params, lr: fastcurv.AdamW(params, lr=lr), state_bytes=8),
+        default,
+        Implementation(FOREACH, "torch", adamw(foreach=True), state_bytes=8),
+        Implementation(FUSED, "torch", adamw(fused=True), state_bytes=8),
     ]
-    return StepCase(
-        op="adam",
-        name=name,
-        work=work,
-        shapes=shapes,
-        implementations=lambda options, dtype: implementations,
-        truth=torch_adamw(foreach=False),
+    of_ranger = [
+        Implementation(RANGER, "ours", lambda params, lr: fastcurv.Ranger(params, lr=lr), state_bytes=12),
+        Implementation(EAGER, "torch", truths.Ranger, state_bytes=12),
+        dataclasses.replace(default, name="torch AdamW", computes="AdamW", truth=adamw(foreach=False)),
+    ]
+    step = functools.partial(
+        StepCase,
+        "adam",
+        implementations=lambda options, dtype: of_adamw,
+        truth=adamw(foreach=False),
         bytes_per_element=28,
         baseline="torch default",
     )
+    ranger = StepCase(
+        "ranger",
+        "ranger-resnet50",
+        "Ranger, ResNet-50",
+        shapes=models.resnet50,
+        implementations=lambda options, dtype: of_ranger,
+        truth=truths.Ranger,
+        bytes_per_element=28 + 8 / 6,
+        baseline=EAGER,
+        period=6,
+    )
+    return [
+        step("resnet50", "AdamW, ResNet-50", shapes=models.resnet50),
+        step("gpt2", "AdamW, GPT-2 124M", shapes=models.gpt2),
+        ranger,
+    ]
 
 
 def run(out: Path, seed: int = 0, short: bool = False) -> int:
@@ -150,11 +167,11 @@ def run(out: Path, seed: int = 0, short: bool = False) -> int:
         short: A few steps, and small lists: to see that everything runs.
 
     Returns:
-        0 if fastcurv trained as torch does, 1 if not.
+        0 if fastcurv trained as torch and the eager Ranger do, 1 if not.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out.mkdir(parents=True, exist_ok=True)
-    print(f"Handwritten digits, a small convolutional network, AdamW on {device}, seed {seed}:", flush=True)
+    print(f"Handwritten digits, a small convolutional network, AdamW and Ranger on {device}, seed {seed}:", flush=True)
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
         trained = {
             name: train(name, make, device, seed, SHORT_EPOCHS if short else EPOCHS) for name, make in TRAINED.items()
@@ -162,7 +179,7 @@ def run(out: Path, seed: int = 0, short: bool = False) -> int:
     complaints = compare(trained)
 
     print("\nOne optimizer step over the parameter lists of real models:", flush=True)
-    cases = [step_case("resnet50", "ResNet-50", models.resnet50), step_case("gpt2", "GPT-2 124M", models.gpt2)]
+    cases = step_cases()
     options = harness.Options(device, quick=short)
     measured = []
     # The load average still remembers the installation and the training; what others do meanwhile is watched anyway.
@@ -180,20 +197,21 @@ def run(out: Path, seed: int = 0, short: bool = False) -> int:
 
 
 def compare(trained: dict[str, Trained]) -> list[str]:
-    """What is wrong with the run of fastcurv beside that of torch's fused optimizer; empty when nothing is."""
-    ours, fused = trained[OURS], trained[FUSED]
+    """What is wrong with the runs of fastcurv beside those they must not differ from; empty when nothing is."""
     complaints = []
-    difference = apart(ours.losses, fused.losses, STEPS_COMPARED)
-    if not difference <= LOSS_TOLERANCE:
-        complaints.append(
-            f"in the first {STEPS_COMPARED} steps the loss differs from {FUSED} by {difference:.1e}, "
-            f"more than {LOSS_TOLERANCE:g}"
-        )
-    if not abs(ours.accuracy - fused.accuracy) <= ACCURACY_TOLERANCE:
-        complaints.append(
-            f"the accuracy is {100 * ours.accuracy:.1f} %, that of {FUSED} {100 * fused.accuracy:.1f} %: "
-            f"more than {100 * ACCURACY_TOLERANCE:g} points apart"
-        )
+    for name in (OURS, RANGER):
+        ours, yardstick, other = trained[name], trained[YARDSTICKS[name]], YARDSTICKS[name]
+        difference = apart(ours.losses, yardstick.losses, STEPS_COMPARED)
+        if not difference <= LOSS_TOLERANCE:
+            complaints.append(
+                f"in the first {STEPS_COMPARED} steps the loss of {name} differs from {other} by {difference:.1e}, "
+                f"more than {LOSS_TOLERANCE:g}"
+            )
+        if not abs(ours.accuracy - yardstick.accuracy) <= ACCURACY_TOLERANCE:
+            complaints.append(
+                f"the accuracy of {name} is {100 * ours.accuracy:.1f} %, that of {other} "
+                f"{100 * yardstick.accuracy:.1f} %: more than {100 * ACCURACY_TOLERANCE:g} points apart"
+            )
     return complaints
 
 
@@ -212,34 +230,43 @@ def write(out: Path, trained: dict[str, Trained], measured: Sequence[Any]) -> No
             table.writerow([step, *values])
     with open(out / "steps.csv", "w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["model", "optimizer", "median_ms", "p20_ms", "p80_ms", "speedup_over_torch_default"])
+        table.writerow(["model", "optimizer", "median_ms", "p20_ms", "p80_ms", "speedup", "over"])
         for result in measured:
             for row in result.rows:
                 speedup = "" if row.speedup is None else f"{row.speedup:.3f}"
                 table.writerow(
-                    [result.work, row.name, f"{row.median:.4f}", f"{row.p20:.4f}", f"{row.p80:.4f}", speedup]
+                    [
+                        result.work,
+                        row.name,
+                        f"{row.median:.4f}",
+                        f"{row.p20:.4f}",
+                        f"{row.p80:.4f}",
+                        speedup,
+                        result.baseline,
+                    ]
                 )
     curves = {name: t.losses for name, t in trained.items()}
-    plots.save(plots.losses(curves, FUSED, LOSS_TOLERANCE, STEPS_COMPARED), out / "losses", ".png", ".svg")
+    plots.save(plots.losses(curves, YARDSTICKS, LOSS_TOLERANCE, STEPS_COMPARED), out / "losses", ".png", ".svg")
     plots.save(plots.step_times(measured), out / "steps", ".png", ".svg")
 
 
 def summary(trained: dict[str, Trained], measured: Sequence[Any]) -> str:
     """The figures of a run as text."""
-    fused = trained[FUSED]
-    lines = [f"{'':14}{'final loss':>12}{'accuracy':>10}   largest difference of the loss from {FUSED}"]
-    lines.append(f"{'':14}{'':12}{'':10}   {f'in {STEPS_COMPARED} steps':>14}{'in all':>12}")
+    lines = [f"{'':16}{'final loss':>12}{'accuracy':>10}   largest difference of the loss from another"]
+    lines.append(f"{'':16}{'':12}{'':10}   {f'in {STEPS_COMPARED} steps':>14}{'in all':>12}")
     for name, run in trained.items():
-        early = f"{apart(run.losses, fused.losses, STEPS_COMPARED):.1e}" if name != FUSED else ""
-        all_ = f"{apart(run.losses, fused.losses, len(fused.losses)):.1e}" if name != FUSED else ""
-        lines.append(f"{name:14}{run.losses[-1]:12.2e}{100 * run.accuracy:8.1f} %   {early:>14}{all_:>12}")
+        differences = ""
+        if other := YARDSTICKS.get(name):
+            early, all_ = (apart(run.losses, trained[other].losses, n) for n in (STEPS_COMPARED, len(run.losses)))
+            differences = f"   {early:14.1e}{all_:12.1e}  from {other}"
+        lines.append(f"{name:16}{run.losses[-1]:12.2e}{100 * run.accuracy:8.1f} %{differences}")
     for result in measured:
         lines += ["", f"{result.work}: {result.size['tensors']} tensors, {result.size['elements']:,} parameters"]
         for row in result.rows:
             times = f"{row.median:10.2f} ms  [{row.p20:.2f}, {row.p80:.2f}]" if row.rounds else f"  {row.note}"
             compared = row.speedup is not None and row.name != result.baseline
             speed = f"   {row.speedup:.2f} x as fast as {result.baseline}" if compared else ""
-            lines.append(f"  {row.name:14}{times:>34}{speed}")
+            lines.append(f"  {row.name:16}{times:>34}{speed}")
         if result.unfit:
             lines.append(f"  no speed-up is given: {result.unfit}")
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """The harness of the benchmarks: parameter lists, clocks, verification, contention, ceilings."""
 
 import dataclasses
+import functools
+import itertools
 import subprocess
 import sys
 import time
@@ -11,9 +13,10 @@ from torch.nn import Parameter
 
 import fastcurv
 from fastcurv import _backend
-from fastcurv.bench import bench_adam, clocks, harness, machine, models, results
+from fastcurv._chunks import NO_ROWS
+from fastcurv.bench import bench_adam, clocks, contenders, harness, machine, models, results, stepping
 from fastcurv.bench.harness import Options
-from fastcurv.bench.stepping import Implementation, StepCase, small
+from fastcurv.bench.stepping import Implementation, small
 
 native = pytest.mark.skipif(_backend.native() is None, reason="needs fastcurv._C")
 
@@ -82,19 +85,23 @@ def test_slow_calls_sit_out_rounds_but_not_all():
     }
 
 
-def adam_case(*implementations, dtype=torch.float32):
-    found = bench_adam.implementations(Options(), dtype)
-    return StepCase(
-        op="adam",
+ADAM = next(case for case in bench_adam.CASES if case.name == "resnet20")
+
+
+def adam_case(*others, dtype=torch.float32):
+    return dataclasses.replace(
+        ADAM,
         name="test",
-        work="test",
         shapes=lambda: [(40,), (3, 5), (2, 2, 2, 2)],
-        implementations=lambda options, dtype: [*found, *implementations],
-        truth=lambda params, lr: torch.optim.Adam(params, lr=lr, foreach=False),
-        buffers=bench_adam.buffers if _backend.native() else None,
-        bytes_per_element=28,
+        implementations=lambda options, dtype: [*ADAM.implementations(options, dtype), *others],
+        bytes_per_element=14 if dtype.itemsize == 2 else 28,
         dtype=dtype,
     )
+
+
+def first(case):
+    """The best back end of fastcurv."""
+    return case.implementations(Options(), case.dtype)[0]
 
 
 @pytest.fixture
@@ -116,8 +123,7 @@ def test_speedups_are_given_when_all_is_right(quiet):
 
 def test_no_speedup_when_an_implementation_is_wrong(quiet):
     wrong = Implementation("fastcurv wrong", "ours", subtly_wrong, 8)
-    case = dataclasses.replace(adam_case(wrong), buffers=None)
-    measured = harness.run(case, Options(), clocks.WallClock())
+    measured = harness.run(adam_case(wrong), Options(), clocks.WallClock())
     assert "fastcurv wrong is wrong: off by" in measured.unfit
     assert all(row.rounds and row.speedup is None for row in measured.rows)
     text = results.table(measured)
@@ -196,8 +202,8 @@ def test_the_stream_reads_everything_and_changes_nothing(dtype):
     before = [[x.clone() for x in tensors] for tensors in lists]
     table = _backend.native().ChunkTable([False, True, True])
     table.update(lists, ["a", "b", "c"], True)
-    words = torch.empty(table.words(1 << 20), dtype=torch.int64)
-    table.write(words.data_ptr(), 1 << 20)
+    words = torch.empty(table.size(1 << 20, NO_ROWS)[0], dtype=torch.int64)
+    table.write(words.data_ptr(), 1 << 20, NO_ROWS)
     digest = 0
     for tensor in lists[0]:
         for byte in tensor.view(torch.uint8).tolist():
@@ -215,25 +221,92 @@ def test_the_stream_reads_everything_and_changes_nothing(dtype):
 @native
 def test_the_ceiling_moves_what_a_step_moves():
     case = adam_case()
-    prepared = case.prepare(bench_adam.implementations(Options(), torch.float32)[0], Options())
+    prepared = case.prepare(first(case), Options())
     assert {moved for _, _, moved in prepared.ceilings} == {case.size(Options())["bytes"]} == {28 * 71}
     half = dataclasses.replace(adam_case(dtype=torch.bfloat16), bytes_per_element=22)
-    prepared = half.prepare(bench_adam.implementations(Options(), torch.bfloat16)[0], Options())
+    prepared = half.prepare(first(half), Options())
     assert {moved for _, _, moved in prepared.ceilings} == {half.size(Options())["bytes"]} == {22 * 71}
 
 
-@native
-def test_the_bare_kernel_is_the_step():
+OPTIMIZERS = {
+    "Adam": fastcurv.Adam, "LAMB": fastcurv.LAMB, "LARS": fastcurv.LARS, "Nero": fastcurv.Nero,
+    "Ranger": fastcurv.Ranger, "SGD": functools.partial(fastcurv.SGD, momentum=0.9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param(None, marks=native)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_bare_kernel_is_the_step(name, backend):
     def optimizer():
-        params = [Parameter(torch.arange(4.0)), Parameter(torch.ones(2, 3))]
+        params = [Parameter(torch.arange(4.0)), Parameter(torch.arange(6.0).view(2, 3))]
         for param in params:
-            param.grad = torch.full_like(param, 0.5)
-        made = fastcurv.Adam(params, lr=1e-3)
+            param.grad = torch.arange(param.numel()).view(param.shape) + 0.5
+        made = OPTIMIZERS[name](params, lr=1e-3, backend=backend)
         made.step()
         return made, params
 
     (one, params), (two, expected) = optimizer(), optimizer()
-    bench_adam.buffers(one).kernel()
+    stepping.buffers(one).kernel()
     two.step()
     assert all(torch.equal(a, b) for a, b in zip(params, expected, strict=True))
-    assert one.state[params[0]]["step"] == 2
+    assert one.state[params[0]].get("step", 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"), [("Adam", 28), ("LAMB", 28), ("LARS", 20), ("Nero", 12), ("Ranger", 28), ("SGD", 20)]
+)
+def test_the_stream_has_the_mix_of_a_step(name, moved):
+    params = [Parameter(torch.arange(1.0, 7.0).view(2, 3)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = OPTIMIZERS[name](params, lr=1e-3, backend="reference")
+    optimizer.step()
+    used = stepping.buffers(optimizer)
+    assert [list(map(id, grads)) for grads in used.read] == [[id(param.grad) for param in params]]
+    assert 4 * len(used.read) + 8 * len(used.written) == moved
+
+
+def test_times_are_means_over_a_period(quiet):
+    """A call that takes 5 s every third time and 1 s else is one of 7/3 s, and what streams beside it is not."""
+
+    class Fake(harness.Case):
+        def size(self, options):
+            return {"tensors": 1, "elements": 1, "bytes": 28}
+
+        def contenders(self, options):
+            return [harness.Contender("fastcurv", "ours", str, self.prepared)]
+
+        def prepared(self):
+            step, kernel = (itertools.cycle([1.0, 1.0, 5.0]), itertools.cycle([1.0, 1.0, 2.0]))
+            calls = [functools.partial(self.take, seconds) for seconds in (step, kernel)]
+            return harness.Prepared(calls[0], calls[1], [("stream", lambda: self.take(iter([4.0])), 28)])
+
+        @staticmethod
+        def take(seconds):
+            clock.now += next(seconds)
+
+    class Counting(clocks.WallClock):
+        now = 0.0
+
+        def time(self, call):
+            before = self.now
+            call()
+            return self.now - before
+
+    clock = Counting()
+    measured = harness.run(Fake("op", "case", "work", baseline="", period=3), Options(quick=True), clock)
+    assert measured.ours().median == pytest.approx(7e3 / 3)
+    assert measured.overhead == pytest.approx(1e3)
+    assert measured.ceiling == pytest.approx(7e-9)
+
+
+def test_what_computes_something_else_is_verified_as_that(quiet):
+    sgd = contenders.loop(torch.optim.SGD)
+    other = Implementation("a peer", "peer", sgd, 8, computes="SGD", truth=sgd)
+    case = adam_case(other, dataclasses.replace(other, name="no truth", truth=None))
+    measured = harness.run(case, Options(), clocks.WallClock())
+    row = measured.row("a peer")
+    assert row.wrong == "" and row.speedup is not None and row.computes == "SGD"
+    assert measured.row("no truth").speedup is None and "computes SGD" in results.table(measured)
+    wrong = dataclasses.replace(other, name="ours", role="yardstick", truth=None)
+    assert "ours is wrong" in harness.run(adam_case(wrong), Options(), clocks.WallClock()).unfit

@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
+import fastcurv
 from fastcurv import _backend
 from fastcurv.bench import bench_adam, clocks, exercise, gpu, report
 from fastcurv.bench.harness import Options
+from fastcurv.ops import adam as adam_rules
 
 native = pytest.mark.skipif(_backend.native() is None, reason="needs fastcurv._C")
 ABOUT = {"gpu": "a GPU", "commit": "abc", "versions": {"torch": "2"}}
@@ -73,6 +75,21 @@ def test_measurements_on_a_gpu_are_resumed_case_by_case(tmp_path, capsys):
 def test_what_the_sanitizer_watches_is_right_on_the_cpu(instance, capsys):
     assert exercise.main([instance, "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"{instance}: right\n"
+
+
+def test_every_op_and_rule_is_exercised():
+    assert set(exercise.VARIANTS) == set(_backend.OPS)
+    assert set(adam_rules.RULES) <= set(exercise.VARIANTS["adam"])
+    assert all(name in exercise.instances() for name in gpu.PROFILED)
+
+
+def test_a_wrong_kernel_is_noticed(monkeypatch):
+    def make(params, lr, backend):
+        return fastcurv.Ranger(params, lr=lr if backend == "reference" else 1.001 * lr, backend="reference")
+
+    monkeypatch.setattr(exercise, "VARIANTS", {"ranger": {"ranger": (make, True)}})
+    found = exercise.exercise("ranger/float32/float32/ranger", "cpu", exercise.SHAPES, "cpp")
+    assert found.startswith("params[1] is off by")
 
 
 @native

@@ -38,7 +38,14 @@ def test_an_unfit_run_gives_times_and_no_speedups():
 
 
 def speedup_target(**changes):
-    row = {"op": "adam", "case": "test", "device": "cpu", "work": "w", "measure": "speedup", "against": "torch fused"}
+    row = {
+        "op": "adam",
+        "case": "test",
+        "device": "cpu",
+        "work": "w",
+        "measure": "speedup",
+        "against": ("torch fused",),
+    }
     return targets.Target(**{**row, "at_least": 1.5, **changes})
 
 
@@ -50,9 +57,11 @@ def test_every_target_names_a_case_and_what_it_is_compared_with():
         module = pytest.importorskip(f"fastcurv.bench.bench_{row.op}")
         case = next(case for case in module.CASES if case.name == row.case)
         assert {"cpu": "cpu", "gpu": "cuda"}[row.device] in case.devices
-        names = {implementation.name for implementation in case.implementations(Options(), case.dtype)}
-        assert bool(row.against) == (row.measure in ("speedup", "dispatch"))
-        assert not row.against or row.against in names
+        everybody = Options(peers=True, compile=True)
+        names = {implementation.name for implementation in case.implementations(everybody, case.dtype)}
+        assert bool(row.against) == (row.measure in ("speedup", "time", "dispatch"))
+        # Those of other libraries that are not installed are not there.
+        assert all(name in names or name.startswith(("torch-optimi", "pytorch_optimizer")) for name in row.against)
         assert row.measure != "ceiling" or case.has_ceiling
 
 
@@ -63,19 +72,37 @@ def test_judgement_of_targets():
     measured = dataclasses.replace(result(case="test", ours=2.0, fused=3.0), overhead=0.3)
     assert status(speedup_target(), cpu=[measured]) == "holds"
     assert status(speedup_target(at_least=1.51), cpu=[measured]) == "does not hold"
-    assert status(speedup_target(measure="ceiling", against="", at_least=0.71), cpu=[measured]) == "does not hold"
-    assert status(speedup_target(measure="overhead", against="", at_least=None, at_most=0.3), cpu=[measured]) == "holds"
+    assert status(speedup_target(measure="ceiling", against=(), at_least=0.71), cpu=[measured]) == "does not hold"
+    assert status(speedup_target(measure="overhead", against=(), at_least=None, at_most=0.3), cpu=[measured]) == "holds"
     assert status(speedup_target(device="gpu"), cpu=[measured]) == "not yet measured on a GPU"
     assert status(speedup_target(case="other"), cpu=[measured]) == "not measured"
-    assert status(speedup_target(against="torch foreach"), cpu=[measured]).startswith("not measured")
+    assert status(speedup_target(against=("torch foreach",)), cpu=[measured]).startswith("not measured")
     contended = result(case="test", unfit="busy", ours=2.0, fused=3.0)
     assert status(speedup_target(), cpu=[contended]) == "not measured: busy"
     on_gpu = result(case="test", ours=2.0, fused=3.0)
     on_gpu.rows[0].extra, on_gpu.rows[1].extra = {"launches": 1.0, "dispatch": 0.2}, {"launches": 2.0, "dispatch": 0.1}
-    assert status(speedup_target(measure="launches", against="", at_least=None, at_most=1), cpu=[on_gpu]) == "holds"
+    assert status(speedup_target(measure="launches", against=(), at_least=None, at_most=1), cpu=[on_gpu]) == "holds"
     verdict = targets.judge([speedup_target(measure="dispatch", at_least=None, at_most=1.0)], {"cpu": [on_gpu]})[0]
     assert verdict.figure == 2.0 and verdict.status == "does not hold"
     assert "2 x the dispatch time of torch fused: does not hold" in targets.table([verdict])
+
+
+def test_the_fastest_of_several_counts():
+    measured = result(case="test", ours=2.0, fused=6.0, foreach=5.0, peer=1.0)
+    both = ("torch fused", "torch foreach")
+
+    def judged(**changes):
+        return targets.judge([speedup_target(**changes)], {"cpu": [measured]})[0]
+
+    assert judged(against=both, at_least=2.5).figure == pytest.approx(2.5)
+    assert judged(measure="time", against=both, at_least=None, at_most=0.4).status == "holds"
+    assert judged(against=both).target.wanted() == ">= 1.5 x the fastest of torch fused, torch foreach"
+    assert judged(against=(*both, "torch compile")).status == "not measured: torch compile took no part"
+    measured.rows.append(Row("torch compile", "torch", note="not measured: needs memory"))
+    assert judged(against=(*both, "torch compile")).figure is None
+    measured.rows[-1].note = "does not run: RuntimeError"
+    assert judged(against=(*both, "torch compile")).figure == pytest.approx(2.5)
+    assert judged(against=("torch compile",)).figure is None
 
 
 def test_results_survive_a_file(tmp_path):
@@ -127,6 +154,25 @@ def test_report_says_what_the_results_say_and_nothing_else(checkout):
     assert report.main([*root, "--check"]) == 1
     report.main(root)
     assert "**1.50**" not in (checkout / "README.md").read_text()
+
+
+def test_cases_with_different_baselines_are_in_tables_of_their_own(checkout):
+    pytest.importorskip("matplotlib")
+    with_fused, without = result(case="c", ours=2.0, fused=3.0), result(case="d", ours=2.0, foreach=3.0, peer=1.0)
+    without.baseline, without.rows[2].computes, without.rows[2].role = "torch foreach", "Adam", "yardstick"
+    for row, speedup in zip(without.rows, (1.5, 1.0, 3.0), strict=True):
+        row.speedup = speedup
+    for op in ("adam", "ranger"):
+        results.store(checkout / f"bench/results/{op}-cpu.json", op, "cpu", [with_fused, without])
+    assert report.main(["--root", str(checkout)]) == 0
+    text = (checkout / "README.md").read_text()
+    assert "| work | tensors | parameters | fastcurv cpp | torch fused | % of ceiling | x torch fused |" in text
+    assert (
+        "| work | tensors | parameters | fastcurv cpp | a peer | torch foreach | % of ceiling | x torch foreach |"
+        in text
+    )
+    assert "a peer computes Adam." in text and "is another implementation faster" in text
+    assert text.count("Measured ") == 1 and text.count("Load average") == 2
 
 
 def test_report_makes_a_readme_where_there_is_none(tmp_path):
