@@ -333,9 +333,10 @@ class MultiTensorOptimizer(Optimizer):
             handle.remove()
         for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
             for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
-                state = given["state"].get(number, {})
+                # torch's SGD notes None where there is no momentum yet: the next step is then still the first.
+                state = {key: value for key, value in given["state"].get(number, {}).items() if value is not None}
                 for key in filter(None, self._keys(group)):
-                    if state.get(key) is not None:
+                    if key in state:
                         self.state[param][key] = self._copy(key, state[key], param)
                 if state:
                     self._normalise(param, self._keys(group), index)
