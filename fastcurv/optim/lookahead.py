@@ -84,7 +84,12 @@ class Lookahead(Optimizer):
         Raises:
             TypeError, ValueError: On a parameter that has no slow weights here, before anything is written.
         """
-        params = [param for group in self.param_groups for param in group["params"]]
+        params = [
+            param
+            for group in self.param_groups
+            for param in group["params"]
+            if param.is_floating_point() or param.is_complex()  # nobody optimizes whole numbers
+        ]
         for index, param in enumerate(params):
             if param not in self._slow:
                 _check.dense_tensor(param, f"params[{index}]")
