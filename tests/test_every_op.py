@@ -218,7 +218,9 @@ def test_any_dense_layout(op, backend, layout):
 
 @pytest.mark.parametrize("op", [op for op in OPS if "grads" in op_of(op).lists])
 @every_backend
-@pytest.mark.parametrize("shape, change", [((6, 5, 4, 3), channels_last), ((17, 9), transposed), ((4, 1, 3), with_gaps)])
+@pytest.mark.parametrize(
+    "shape, change", [((6, 5, 4, 3), channels_last), ((17, 9), transposed), ((4, 1, 3), with_gaps)]
+)
 def test_gradients_are_read_only_and_may_have_another_layout(op, backend, shape, change):
     plain = busy(op, [shape])
     other = relaid(plain, change, ["grads"])

@@ -110,7 +110,9 @@ def test_groups_with_other_betas_do_not_disturb_each_other(backend, generator):
     together, apart = draw([(4, 3)] * 2, generator), None
     apart = [nn.Parameter(p.clone()) for p in together]
     together = [nn.Parameter(p) for p in together]
-    both = fastcurv.Ranger([{"params": [p], **o} for p, o in zip(together, options, strict=True)], lr=0.1, backend=backend)
+    both = fastcurv.Ranger(
+        [{"params": [p], **o} for p, o in zip(together, options, strict=True)], lr=0.1, backend=backend
+    )
     single = [fastcurv.Ranger([p], lr=0.1, backend=backend, **o) for p, o in zip(apart, options, strict=True)]
     for _ in range(14):
         for p, q, g in zip(together, apart, draw([(4, 3)] * 2, generator), strict=True):

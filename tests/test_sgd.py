@@ -160,4 +160,6 @@ def test_elements_beyond_two_to_the_31():
         assert torch.equal(param[spot], -0.5 * grad[spot])
     for start, end in itertools.pairwise([0, *itertools.chain(*((s.start, s.stop) for s in spots)), count]):
         if slice(start, end) not in spots:
-            assert not param[start : min(end, start + 100_000)].any() and not param[max(start, end - 100_000) : end].any()
+            assert (
+                not param[start : min(end, start + 100_000)].any() and not param[max(start, end - 100_000) : end].any()
+            )
