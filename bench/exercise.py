@@ -63,13 +63,13 @@ def adam(param: torch.dtype, state: torch.dtype, rule: str, device: str, sizes: 
         params, grads = (_views(sizes, param, where, generator) for _ in range(2))
         moments = [_views(sizes, state, where, None) for _ in range(3 if rule == "amsgrad" else 2)]
         steps = [torch.zeros((), device=where) for _ in sizes]
-        return [params, grads, *moments, *([] if rule == "amsgrad" else [[]]), steps]
+        return [params, grads, *moments, *([] if rule == "amsgrad" else [[]]), [], steps]
 
     found, expected = start(device), start("cpu")
     backend = "cuda" if device == "cuda" else "cpp"
     for _ in range(STEPS):
-        ops.adam_(*found, lr=0.1, weight_decay=0.01, amsgrad=rule == "amsgrad", backend=backend)
-        ops.adam_(*expected, lr=0.1, weight_decay=0.01, amsgrad=rule == "amsgrad", backend="reference")
+        ops.adam_(*found, lr=0.1, weight_decay=0.01, rule=rule, backend=backend)
+        ops.adam_(*expected, lr=0.1, weight_decay=0.01, rule=rule, backend="reference")
     # The moments are rounded once a step and the parameters too; each may be off by an ulp at a step.
     allowed = 2 * STEPS * max(torch.finfo(param).eps, torch.finfo(state).eps)
     for k, (a, b) in enumerate(zip(found[0], expected[0], strict=True)):

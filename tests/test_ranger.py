@@ -265,5 +265,5 @@ def test_k(k):
 
 
 def test_unknown_versions_are_refused():
-    with pytest.raises(ValueError, match="compat: expected one of 20.4.11, 2020.9.4, got '21'"):
+    with pytest.raises(ValueError, match=r"compat: expected one of 20\.4\.11, 2020\.9\.4, got '21'"):
         fastcurv.Ranger([nn.Parameter(torch.ones(3))], compat="21")
