@@ -109,9 +109,11 @@ class MultiTensorOptimizer(Optimizer):
         group = {**self.defaults, **param_group}
         self._op.check_scalars(self._arguments(group))
         if group.get("differentiable"):
+            name = type(self).__name__
+            instead = f"Use torch.optim.{name}" if hasattr(torch.optim, name) else "Use an optimizer of torch.optim"
             raise ValueError(
                 "differentiable=True: the fused step writes its results by address, which autograd cannot follow. "
-                f"Use torch.optim.{type(self).__name__}(differentiable=True) to differentiate through the optimizer"
+                f"{instead}(differentiable=True) to differentiate through the optimizer"
             )
         super().add_param_group(param_group)
 
