@@ -110,10 +110,10 @@ class MultiTensorOptimizer(Optimizer):
         self._op.check_scalars(self._arguments(group))
         if group.get("differentiable"):
             name = type(self).__name__
-            instead = f"Use torch.optim.{name}" if hasattr(torch.optim, name) else "Use an optimizer of torch.optim"
+            instead = f"torch.optim.{name}(differentiable=True)" if hasattr(torch.optim, name) else "one of torch.optim"
             raise ValueError(
                 "differentiable=True: the fused step writes its results by address, which autograd cannot follow. "
-                f"{instead}(differentiable=True) to differentiate through the optimizer"
+                f"Use {instead} to differentiate through the optimizer"
             )
         super().add_param_group(param_group)
 
