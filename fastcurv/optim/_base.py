@@ -225,12 +225,12 @@ class MultiTensorOptimizer(Optimizer):
                     if not self._started(param, keys):
                         self._initialise(param, keys)
                 states = [self.state[param] for param in params]
-                lists = [params, [param.grad for param in params]]
+                lists: list[Any] = [params, [param.grad for param in params]]
                 lists += [[state[key] for state in states] if key else [] for key in keys]
                 arguments = {**self._arguments(group), **self._scaling(device)}
                 if first:
                     arguments["is_first_step"] = True
-                self._op(*lists, **arguments, backend=self.backend)
+                self._op.dispatch(lists, self.backend, arguments)
 
     def _scaling(self, device: torch.device) -> dict[str, Tensor | None]:
         """GradScaler's scale and overflow flag (it sets them as attributes), on the device of the parameters."""
