@@ -275,8 +275,8 @@ class MultiTensorOptimizer(Optimizer):
         shape, dtype = _check.template(self._kind(key), param, self._dtype(param))
         if self._kind(key) in ("state", "exact"):
             return _alloc.empty_like(param, dtype=dtype).copy_(value)
-        value = torch.as_tensor(value).detach().to(param.device, dtype, copy=True)
-        return value.reshape(shape).contiguous()
+        copied: Tensor = torch.as_tensor(value).detach().to(param.device, dtype, copy=True)
+        return copied.reshape(shape).contiguous()
 
     def _verify(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
         """Raises unless a state, as a checkpoint holds it, is that of a parameter, or can be completed."""

@@ -72,7 +72,7 @@ class Lookahead(Optimizer):
         """Adds a group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
 
-    # torch.compile leaves this to Python, for it depends on a count that changes each time, and compiles what is wrapped.
+    # What is done here depends on a count that changes each time: torch.compile compiles only what is wrapped.
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step of the wrapped optimizer, and on every k-th a slow one.
