@@ -10,7 +10,8 @@
 
 #include "chunks.h"
 #include "cuda_sources.h"
-#include "fastcurv.h"
+#include "ops.h"
+#include "rule.h"
 #include "tensor_view.h"
 
 namespace py = pybind11;
@@ -52,88 +53,139 @@ const float* flag(const py::object& value, const char* name) {
   return static_cast<const float*>(v.pointer);
 }
 
-// The table tensor, and the number of chunks its length implies (it may be in device memory).
-struct TableView {
-  TensorView tensor;
-  int64_t chunks = 0;
-  long long* words() const { return static_cast<long long*>(tensor.pointer); }
-};
-
-TableView table_view(const py::object& table, size_t tensors, int lists) {
-  TableView out;
-  out.tensor = view(table, "table");
-  out.chunks = out.tensor.numel - kTableHeader - static_cast<int64_t>(tensors) * (1 + lists);
-  if (out.chunks < 0) throw py::value_error("table: built for fewer tensors than the lists hold");
-  return out;
-}
-
-struct AdamCall {
-  TableView table;
-  AdamArgs args;
+// A call of one of the ops, read from its Python arguments.
+struct Call {
+  const Op* op;
+  Args args;
   Dtype param, state;
-  SecondMoment rule;
+  int variant;
+  dlpack::Device device;
+  int64_t chunks, partials;
 };
 
-// The signature of adam_, once, for every function that takes it.
-template <typename Function>
-auto with_adam_call(Function function) {
-  return [function](const py::list& params, const py::list&, const py::list& exp_avgs, const py::list&, const py::list&,
-                    const py::list&, const py::object& table, const py::object& lr, const py::object& beta1,
-                    const py::object& beta2, const py::object& eps, const py::object& weight_decay,
-                    bool decoupled_weight_decay, bool amsgrad, bool maximize, const py::object& grad_scale,
-                    const py::object& found_inf) {
-    AdamCall call;
-    call.table = table_view(table, params.size(), kAdamLists);
-    call.args = {call.table.words(),
-                 scalar(lr, "lr"),
-                 scalar(beta1, "beta1"),
-                 scalar(beta2, "beta2"),
-                 scalar(eps, "eps"),
-                 scalar(weight_decay, "weight_decay"),
-                 flag(grad_scale, "grad_scale"),
-                 flag(found_inf, "found_inf"),
-                 decoupled_weight_decay,
-                 maximize};
-    call.param = dtype(params, "params");
-    call.state = dtype(exp_avgs, "exp_avgs");
-    call.rule = amsgrad ? SecondMoment::amsgrad : SecondMoment::adam;
-    return function(call);
+// The dtype of state where a call has none.
+Dtype default_state(Dtype param) { return param == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
+
+Call read_call(const Op& op, const py::args& args, const py::kwargs& keywords) {
+  const size_t lists = op.lists.size();
+  if (args.size() != lists + 1 || !py::isinstance<py::tuple>(args[lists])) {
+    throw py::type_error(std::string(op.name) + ": expected " + std::to_string(lists) + " lists and a table");
+  }
+  const auto argument = [&](const char* name) -> py::object {
+    if (!keywords.contains(name)) throw py::type_error(std::string(op.name) + ": missing argument " + name);
+    return keywords[name];
   };
+  const auto list = [&](int number) { return py::list(args[number]); };
+
+  Call call = {};
+  call.op = &op;
+  const py::tuple table = args[lists];
+  const TensorView words = view(table[0], "table");
+  call.device = words.device;
+  call.chunks = table[1].cast<int64_t>();
+  call.partials = table[2].cast<int64_t>();
+  const int64_t records = static_cast<int64_t>(list(0).size() * (kRecord + lists));
+  if (words.numel < kTableHeader + records + call.chunks + call.partials) {
+    throw py::value_error("table: built for fewer tensors than the lists hold");
+  }
+  call.args.words = static_cast<long long*>(words.pointer);
+  for (size_t i = 0; i < op.scalars.size(); ++i) {
+    call.args.scalars[i] = scalar(argument(op.scalars[i]), op.scalars[i]);
+  }
+  for (size_t i = 0; i < op.options.size(); ++i) {
+    const py::object value = argument(op.options[i]);
+    if (i == 0 && !op.words.empty()) {
+      const auto word = std::find(op.words.begin(), op.words.end(), value.cast<std::string>());
+      if (word == op.words.end()) throw py::value_error(std::string(op.options[i]) + ": unknown");
+      call.args.options[i] = call.variant = static_cast<int>(word - op.words.begin());
+    } else {
+      call.args.options[i] = value.cast<long long>();
+    }
+  }
+  size_t expected = op.scalars.size() + op.options.size() + 1;
+  call.args.found_inf = flag(argument("found_inf"), "found_inf");
+  if (keywords.contains("grad_scale")) {
+    call.args.grad_scale = flag(argument("grad_scale"), "grad_scale");
+    ++expected;
+  }
+  if (keywords.size() != expected) throw py::type_error(std::string(op.name) + ": unexpected keyword arguments");
+  call.param = dtype(list(0), op.lists[0]);
+  const bool has_state = op.state_list >= 0 && !list(op.state_list).empty();
+  call.state = has_state ? dtype(list(op.state_list), op.lists[op.state_list]) : default_state(call.param);
+  if (op.variant_list >= 0) call.variant = !list(op.variant_list).empty();
+  return call;
 }
 
-void adam(const AdamCall& call) {
-  const auto device = call.table.tensor.device;
-  if (device.type == dlpack::kCPU) {
+#ifdef FASTCURV_HAS_CUDA
+int launch(const Call& call, void* stream) {
+  int multiprocessors = 0;
+  int error = cuda_multiprocessors(call.device.id, &multiprocessors);
+  const CudaKernels kernels = call.op->cuda(call.param, call.state, call.variant);
+  const auto run = [&](CudaKernel kernel, int64_t busy) {
+    const int64_t most = static_cast<int64_t>(multiprocessors) * kLaunch.blocks_per_multiprocessor;
+    const int blocks = static_cast<int>(std::max<int64_t>(1, std::min(busy, most)));
+    if (!error) error = cuda_launch(kernel, blocks, kLaunch.threads, call.args, call.device.id, stream);
+  };
+  if (call.partials) {
+    run(kernels.partials, call.partials);
+    run(kernels.rows, call.partials);
+  }
+  run(kernels.update, call.chunks);
+  return error;
+}
+#endif
+
+void run(const Op& op, const py::args& args, const py::kwargs& keywords) {
+  const Call call = read_call(op, args, keywords);
+  if (call.device.type == dlpack::kCPU) {
     py::gil_scoped_release release;
-    return adam_cpu(call.args, call.param, call.state, call.rule);
+    return op.cpu(call.args, call.param, call.state, call.variant);
   }
 #ifdef FASTCURV_HAS_CUDA
-  void* stream = current_stream(device.id);
+  void* stream = current_stream(call.device.id);
   int error = 0;
   {
     py::gil_scoped_release release;
-    int multiprocessors = 0;
-    error = cuda_multiprocessors(device.id, &multiprocessors);
-    const int64_t most = static_cast<int64_t>(multiprocessors) * kAdamLaunch.blocks_per_multiprocessor;
-    const int blocks = static_cast<int>(std::max<int64_t>(1, std::min(call.table.chunks, most)));
-    if (!error) error = adam_cuda(call.args, call.param, call.state, call.rule, device.id, blocks, stream);
+    error = launch(call, stream);
   }
-  if (error) throw std::runtime_error(std::string("adam: CUDA launch failed: ") + cuda_error_text(error));
+  if (error) throw std::runtime_error(std::string(op.name) + ": CUDA launch failed: " + cuda_error_text(error));
 #else
-  throw std::runtime_error("adam: this build of fastcurv._C has no CUDA code; see README, Build for your GPU");
+  throw std::runtime_error(std::string(op.name) +
+                           ": this build of fastcurv._C has no CUDA code; see README, Build for your GPU");
 #endif
 }
 
-// The same call as a kernel that somebody else launches (NVRTC): name expression, chunks, threads, blocks per
-// multiprocessor, and the bytes of its one argument.
-py::tuple adam_kernel(const AdamCall& call) {
+// The same call as kernels that somebody else launches (NVRTC, the host emulator): for each, in order, its name
+// expression, the number of blocks that have something to do, threads, blocks per multiprocessor, and the bytes of its
+// one argument.
+py::list plan(const Op& op, const py::args& args, const py::kwargs& keywords) {
   static const char* const types[] = {"float", "double", "fastcurv::bfloat16", "fastcurv::float16"};
-  static const char* const rules[] = {"adam", "amsgrad"};
-  const std::string name = std::string("fastcurv::adam_kernel<") + types[static_cast<int>(call.param)] + ", " +
-                           types[static_cast<int>(call.state)] +
-                           ", fastcurv::SecondMoment::" + rules[static_cast<int>(call.rule)] + ">";
-  return py::make_tuple(name, call.table.chunks, kAdamLaunch.threads, kAdamLaunch.blocks_per_multiprocessor,
-                        py::bytes(reinterpret_cast<const char*>(&call.args), sizeof call.args));
+  const Call call = read_call(op, args, keywords);
+  const std::string rule = std::string("fastcurv::") + op.rule + "<" + types[static_cast<int>(call.param)] + ", " +
+                           types[static_cast<int>(call.state)] + ", " + std::to_string(call.variant) + ">";
+  py::list launches;
+  const auto add = [&](const char* kernel, int64_t busy) {
+    launches.append(py::make_tuple(std::string("fastcurv::") + kernel + "<" + rule + ">", busy, kLaunch.threads,
+                                   kLaunch.blocks_per_multiprocessor,
+                                   py::bytes(reinterpret_cast<const char*>(&call.args), sizeof call.args)));
+  };
+  if (call.partials) {
+    add("partials_kernel", call.partials);
+    add("rows_kernel", call.partials);
+  }
+  add("update_kernel", call.chunks);
+  return launches;
+}
+
+// The signature of an op as the first line of a docstring.
+std::string signature(const Op& op) {
+  std::string text = std::string(op.name) + "_(";
+  for (const char* name : op.lists) text += std::string(name) + ": list, ";
+  text += "table: tuple, *";
+  for (const char* name : op.scalars) text += std::string(", ") + name + ": float";
+  for (const char* name : op.options) text += std::string(", ") + name + ": int";
+  if (std::string(op.lists[1]) == "grads") text += ", grad_scale: object";
+  return text + ", found_inf: object) -> None";
 }
 
 }  // namespace
@@ -171,21 +223,20 @@ PYBIND11_MODULE(_C, m) {
             return static_cast<int>(t.update(lists, names, accept));
           },
           py::arg("lists"), py::arg("names"), py::arg("accept"))
-      .def("words", &ChunkTable::words, py::arg("chunk_elements"))
+      .def(
+          "size",
+          [](const ChunkTable& t, int64_t chunk_elements, int rows) {
+            const ChunkTable::Size size = t.size(chunk_elements, rows);
+            return py::make_tuple(size.words, size.written, size.chunks, size.partials);
+          },
+          py::arg("chunk_elements"), py::arg("rows"))
       .def(
           "write",
-          [](const ChunkTable& t, uintptr_t address, int64_t chunk_elements) {
-            t.write(reinterpret_cast<int64_t*>(address), chunk_elements);
+          [](const ChunkTable& t, uintptr_t address, int64_t chunk_elements, int rows) {
+            t.write(reinterpret_cast<int64_t*>(address), chunk_elements, rows);
           },
-          py::arg("address"), py::arg("chunk_elements"));
+          py::arg("address"), py::arg("chunk_elements"), py::arg("rows"));
 
-  const auto define = [&](const char* name, auto function) {
-    m.def(name, function, py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
-          py::arg("max_exp_avg_sqs"), py::arg("steps"), py::arg("table"), py::kw_only(), py::arg("lr"),
-          py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-          py::arg("decoupled_weight_decay"), py::arg("amsgrad"), py::arg("maximize"), py::arg("grad_scale"),
-          py::arg("found_inf"));
-  };
   m.def(
       "stream_",
       [](const py::object& table, const std::vector<int>& item_sizes, const std::vector<bool>& is_written,
@@ -197,10 +248,16 @@ PYBIND11_MODULE(_C, m) {
         std::vector<StreamList> lists;
         for (size_t l = 0; l < item_sizes.size(); ++l) lists.push_back({item_sizes[l], is_written[l]});
         py::gil_scoped_release release;
-        return stream_cpu(static_cast<const long long*>(words.pointer), lists, block_elements);
+        return stream_cpu(static_cast<long long*>(words.pointer), lists, block_elements);
       },
       py::arg("table"), py::arg("item_sizes"), py::arg("is_written"), py::arg("block_elements"));
 
-  define("adam_", with_adam_call(adam));
-  define("adam_kernel", with_adam_call(adam_kernel));
+  py::options options;
+  options.disable_function_signatures();
+  for (const Op& op : ops()) {
+    m.def((std::string(op.name) + "_").c_str(),
+          [&op](const py::args& args, const py::kwargs& keywords) { run(op, args, keywords); }, signature(op).c_str());
+    m.def((std::string(op.name) + "_kernel").c_str(),
+          [&op](const py::args& args, const py::kwargs& keywords) { return plan(op, args, keywords); });
+  }
 }

@@ -126,32 +126,62 @@ void ChunkTable::require_disjoint(const std::vector<uintptr_t>& pointers, const 
   }
 }
 
-int64_t ChunkTable::chunks(int64_t chunk_elements) const {
-  int64_t count = 0;
-  for (int64_t t = 0; t < tensors(); ++t) count += (entries_[t].numel + chunk_elements - 1) / chunk_elements;
-  return count;
+// Without the scratch, whose place only the whole table knows: any number but zero stands for it.
+Rows ChunkTable::rows_of(int64_t tensor, int rows) const {
+  const Entry& entry = entries_[tensor];
+  const int64_t* sizes = shapes_.data() + entry.shape;
+  const int64_t* strides = sizes + entry.ndim;
+  if (entry.numel == 0 || rows == kNoRows || (rows != kTensorRows && entry.ndim < rows)) return {0, 0, 0, 0};
+  if (rows == kTensorRows || entry.ndim == 0 || sizes[0] == 1) {
+    return {1, entry.numel, entry.numel, entry.numel > kLocalRow};
+  }
+  const int64_t length = entry.numel / sizes[0];
+  // Where rows have one element, the stride of dim 0 is that of one row, whatever the layout.
+  return {sizes[0], strides[0], length, length != strides[0] || length > kLocalRow};
 }
 
-int64_t ChunkTable::words(int64_t chunk_elements) const {
-  return kTableHeader + tensors() * (1 + static_cast<int64_t>(is_mutated_.size())) + chunks(chunk_elements);
+ChunkTable::Size ChunkTable::size(int64_t chunk_elements, int rows) const {
+  Size size = {0, 0, 0, 0};
+  int64_t scratch = 0;
+  for (int64_t t = 0; t < tensors(); ++t) {
+    const Rows r = rows_of(t, rows);
+    const int64_t chunk = r.local() ? r.rows_per_chunk() * r.inner : chunk_elements;
+    size.chunks += (entries_[t].numel + chunk - 1) / chunk;
+    if (!r.scratch) continue;
+    size.partials += (r.count * r.segments() + kGroup - 1) / kGroup;
+    scratch += r.count * (r.segments() + 1) * kRowWords;
+  }
+  const int64_t lists = static_cast<int64_t>(is_mutated_.size());
+  size.written = kTableHeader + tensors() * (kRecord + lists) + size.chunks + size.partials;
+  size.words = size.written + scratch;
+  return size;
 }
 
-void ChunkTable::write(int64_t* out, int64_t chunk_elements) const {
-  const int64_t n = tensors();
-  const int64_t columns = 1 + static_cast<int64_t>(is_mutated_.size());
-  std::fill(out, out + kTableHeader + n * columns, 0);
+void ChunkTable::write(int64_t* out, int64_t chunk_elements, int rows) const {
+  const int64_t n = tensors(), lists = static_cast<int64_t>(is_mutated_.size());
+  const Size whole = size(chunk_elements, rows);
+  std::fill(out, out + kTableHeader + n * (kRecord + lists), 0);
   out[0] = n;
-  out[1] = chunks(chunk_elements);
-  out[2] = columns - 1;
+  out[1] = whole.chunks;
+  out[2] = lists;
   out[3] = chunk_elements;
-  int64_t* records = out + kTableHeader;
-  int64_t* chunk = records + n * columns;
-  for (int64_t t = 0; t < n; ++t) {
-    records[t * columns] = entries_[t].numel;
-    for (int l = 0; l < lists_; ++l) {
-      records[t * columns + 1 + present_[l]] = static_cast<int64_t>(pointers_[l * n + t]);
-    }
-    for (int64_t c = 0; c * chunk_elements < entries_[t].numel; ++c) *chunk++ = (t << 32) | c;
+  out[5] = whole.partials;
+  int64_t* record = out + kTableHeader;
+  int64_t* chunk = record + n * (kRecord + lists);
+  int64_t* partial = chunk + whole.chunks;
+  int64_t scratch = whole.written;
+  for (int64_t t = 0; t < n; ++t, record += kRecord + lists) {
+    const Rows r = rows_of(t, rows);
+    record[0] = entries_[t].numel;
+    record[1] = r.count;
+    record[2] = r.inner;
+    for (int l = 0; l < lists_; ++l) record[kRecord + present_[l]] = static_cast<int64_t>(pointers_[l * n + t]);
+    const int64_t elements = r.local() ? r.rows_per_chunk() * r.inner : chunk_elements;
+    for (int64_t c = 0; c * elements < entries_[t].numel; ++c) *chunk++ = (t << 32) | c;
+    if (!r.scratch) continue;
+    record[3] = scratch;
+    scratch += r.count * (r.segments() + 1) * kRowWords;
+    for (int64_t g = 0; g * kGroup < r.count * r.segments(); ++g) *partial++ = (t << 32) | g;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "table.h"
 #include "tensor_view.h"
 
 namespace fastcurv {
@@ -24,8 +25,16 @@ class ChunkTable {
   // `accept` is set. Raises ValueError when two mutated tensors overlap in memory, naming them by `names`.
   Change update(const pybind11::sequence& lists, const pybind11::sequence& names, bool accept);
 
-  int64_t words(int64_t chunk_elements) const;
-  void write(int64_t* out, int64_t chunk_elements) const;
+  // How long the table is: all of its words, those that write() fills (the rest is scratch), chunks, and partials.
+  struct Size {
+    int64_t words, written, chunks, partials;
+  };
+  // `rows`: how parameters, the first list, are divided into rows: kNoRows, kTensorRows, or by dim 0 from that number
+  // of dimensions on.
+  Size size(int64_t chunk_elements, int rows) const;
+  void write(int64_t* out, int64_t chunk_elements, int rows) const;
+
+  static constexpr int kNoRows = -2, kTensorRows = -1;
 
  private:
   struct Entry {
@@ -42,7 +51,7 @@ class ChunkTable {
   bool matches(const Entry& entry, PyObject* object, const TensorView& view) const;
   void require_disjoint(const std::vector<uintptr_t>& pointers, const pybind11::sequence& names) const;
   int64_t tensors() const { return lists_ ? static_cast<int64_t>(entries_.size()) / lists_ : 0; }
-  int64_t chunks(int64_t chunk_elements) const;
+  Rows rows_of(int64_t tensor, int rows) const;
 
   std::vector<bool> is_mutated_;
   int lists_ = 0;               // lists that hold tensors

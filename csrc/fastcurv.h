@@ -2,15 +2,17 @@
 #pragma once
 #include <vector>
 
-#include "adam_rule.h"
+#include "table.h"
 
 namespace fastcurv {
 
 // cpu/simd.cpp: which clone of the vectorised loops runs ("default", "x86-64-v3", ...).
 const char* simd_level();
 
-// cpu/adam.cpp: the whole list in one parallel region. `table` and every pointer in it are in host memory.
-void adam_cpu(const AdamArgs& args, Dtype param, Dtype state, SecondMoment rule);
+// cpu/<op>.cpp: the whole list in one parallel region. The table and every pointer in it are in host memory. `variant`
+// is one of those that the op's rule counts up, or 0.
+using CpuOp = void(const Args& args, Dtype param, Dtype state, int variant);
+CpuOp adam_cpu, lamb_cpu, lars_cpu, lookahead_cpu, nero_cpu, ranger_cpu, sgd_cpu;
 
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the
 // exclusive or of all bytes of the lists that are only read.
@@ -18,7 +20,7 @@ struct StreamList {
   int item_size;
   bool is_written;
 };
-int stream_cpu(const long long* table, const std::vector<StreamList>& lists, long long block_elements);
+int stream_cpu(long long* table, const std::vector<StreamList>& lists, long long block_elements);
 
 #ifdef FASTCURV_HAS_CUDA
 // cuda/device.cu: a CUDA error code as text; those codes (0: none) for whether this module holds code that the device
@@ -27,8 +29,19 @@ const char* cuda_error_text(int error);
 int cuda_has_code_for(int device);
 int cuda_multiprocessors(int device, int* count);
 
-// cuda/adam.cu: one launch on `stream`; returns a CUDA error code.
-int adam_cuda(const AdamArgs& args, Dtype param, Dtype state, SecondMoment rule, int device, int blocks, void* stream);
+// The kernels of an op for some dtypes and variant, in the order in which they are launched. The first two are those
+// that take the sums over rows of tensors that do not do so on the way: null where the op needs none.
+using CudaKernel = void (*)(Args);
+struct CudaKernels {
+  CudaKernel partials, rows, update;
+};
+
+// cuda/<op>.cu
+using CudaOp = CudaKernels(Dtype param, Dtype state, int variant);
+CudaOp adam_cuda, lamb_cuda, lars_cuda, lookahead_cuda, nero_cuda, ranger_cuda, sgd_cuda;
+
+// cuda/device.cu: launches one of them; returns a CUDA error code.
+int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);
 #endif
 
 }  // namespace fastcurv

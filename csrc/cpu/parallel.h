@@ -1,4 +1,4 @@
-// One parallel region over all elements of all tensors of a table, split by elements, never by tensors.
+// Dividing the work on a table among threads: by elements over all tensors, never by tensors.
 #pragma once
 #include <omp.h>
 
@@ -14,27 +14,29 @@ constexpr long long kSerialElements = 1 << 15;
 // Ranges start at multiples of this, so that no two threads write one cache line of a 64-byte aligned tensor.
 constexpr long long kRangeAlignment = 64;
 
-// Calls range(tensor, begin, end) for disjoint element ranges that cover the table. Each thread takes one contiguous
-// stretch, the same in every call of equal shape, so that a thread meets the pages and cache lines it met last time.
-template <typename Range>
-void for_each_element_range(const Table& table, const Range& range) {
-  const long long tensors = table.tensors();
-  std::vector<long long> offsets(tensors + 1, 0);
-  for (long long t = 0; t < tensors; ++t) offsets[t + 1] = offsets[t] + table.numel(t);
-  const long long total = offsets[tensors];
+// Running totals of a size of each tensor, beginning with 0.
+template <typename Size>
+std::vector<long long> running_totals(const Table& table, const Size& size) {
+  std::vector<long long> totals(table.tensors() + 1, 0);
+  for (long long t = 0; t < table.tensors(); ++t) totals[t + 1] = totals[t] + size(t);
+  return totals;
+}
 
-#pragma omp parallel if (total > kSerialElements)
-  {
-    const long long share = (total + omp_get_num_threads() - 1) / omp_get_num_threads();
-    const long long aligned = (share + kRangeAlignment - 1) / kRangeAlignment * kRangeAlignment;
-    const long long begin = std::min(total, omp_get_thread_num() * aligned);
-    const long long end = std::min(total, begin + aligned);
-    long long t = std::upper_bound(offsets.begin(), offsets.end(), begin) - offsets.begin() - 1;
-    for (; t < tensors && offsets[t] < end; ++t) {
-      const long long from = std::max(begin, offsets[t]);
-      const long long to = std::min(end, offsets[t + 1]);
-      if (from < to) range(t, from - offsets[t], to - offsets[t]);
-    }
+// Inside a parallel region: calls range(tensor, begin, end) for this thread's share of the total. That is one
+// contiguous stretch, the same in every call of equal sizes, so that a thread meets the pages and cache lines it met
+// last time.
+template <typename Range>
+void for_my_share(const std::vector<long long>& totals, long long alignment, const Range& range) {
+  const long long tensors = static_cast<long long>(totals.size()) - 1, total = totals[tensors];
+  const long long share = (total + omp_get_num_threads() - 1) / omp_get_num_threads();
+  const long long aligned = (share + alignment - 1) / alignment * alignment;
+  const long long begin = std::min(total, omp_get_thread_num() * aligned);
+  const long long end = std::min(total, begin + aligned);
+  long long t = std::upper_bound(totals.begin(), totals.end(), begin) - totals.begin() - 1;
+  for (; t < tensors && totals[t] < end; ++t) {
+    const long long from = std::max(begin, totals[t]);
+    const long long to = std::min(end, totals[t + 1]);
+    if (from < to) range(t, from - totals[t], to - totals[t]);
   }
 }
 

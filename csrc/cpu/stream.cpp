@@ -27,14 +27,16 @@ struct ReadLoop {
 
 }  // namespace
 
-int stream_cpu(const long long* words, const std::vector<StreamList>& lists, long long block_elements) {
+int stream_cpu(long long* words, const std::vector<StreamList>& lists, long long block_elements) {
   static volatile unsigned char zero = 0;
   const unsigned char mask = zero;
   const auto rewrite = Clones<RewriteLoop>::select<unsigned char*, unsigned char, long long>();
   const auto read = Clones<ReadLoop>::select<const unsigned char*, unsigned char*, long long>();
   const Table table{words};
   std::atomic<unsigned char> digest{0};
-  for_each_element_range(table, [&](long long t, long long begin, long long end) {
+  const auto elements = running_totals(table, [&](long long t) { return table.numel(t); });
+#pragma omp parallel if (elements.back() > kSerialElements)
+  for_my_share(elements, kRangeAlignment, [&](long long t, long long begin, long long end) {
     unsigned char sum = 0;
     for (long long i = begin; i < end; i += block_elements) {
       const long long count = std::min(block_elements, end - i);

@@ -1,0 +1,10 @@
+// Nero over a list of tensors: see ../nero_rule.h for the formula.
+#include "../fastcurv.h"
+#include "../nero_rule.h"
+#include "loops.h"
+
+namespace fastcurv {
+
+void nero_cpu(const Args& args, Dtype param, Dtype state, int) { run_rule<NeroRule, 0>(args, param, state); }
+
+}  // namespace fastcurv
