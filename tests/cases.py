@@ -1,20 +1,25 @@
-"""Inputs, implementations and error bounds that the tests of several ops share."""
+"""Inputs, implementations and error bounds that the tests of all ops share."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+import truths
 from torch import Tensor
 
-from fastcurv import _backend, ops, reference
+from fastcurv import _backend, _check, ops
+from fastcurv.ops._multi_tensor import MultiTensorOp
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+CPU = torch.device("cpu")
 
-# Where something has broken somebody: empty, 0-d, one element, around vector widths, around chunks.
+# Where something has broken somebody: empty, 0-d, one element, rows of one or none, around vector widths and chunks.
 AWKWARD_SHAPES = (
     (0,),
     (3, 4),
@@ -26,11 +31,15 @@ AWKWARD_SHAPES = (
     (9,),
     (64, 33),
     (8191,),
+    (5, 1),
     (8193,),
+    (2, 0),
     (16385,),
     (3, 2, 5, 1),
+    (1, 6),
     (0,),
 )
+SMALL_SHAPES = ((0,), (3, 4), (), (7,), (0, 5), (4, 33), (5, 1), (3, 2, 5, 1), (0,))  # for Triton's interpreter
 
 DTYPES = {
     "float32": (torch.float32, torch.float32),
@@ -40,74 +49,181 @@ DTYPES = {
     "float32-bfloat16": (torch.float32, torch.bfloat16),
 }
 
+# Large steps, so that nothing hides behind a small one. k = 4: of the steps 3 to 8 two synchronise; beta2 = 0.9: RAdam
+# rectifies from the sixth on.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.1, "beta1": 0.75, "beta2": 0.9, "eps": 1e-3},
+    "lamb": {"lr": 0.1, "beta1": 0.75, "beta2": 0.9, "eps": 1e-3},
+    "lars": {"lr": 0.1, "momentum": 0.75, "trust_coefficient": 0.5, "eps": 1e-3},
+    "lookahead": {"alpha": 0.3},
+    "nero": {"lr": 0.1, "beta": 0.9},
+    "ranger": {"lr": 0.1, "beta1": 0.75, "beta2": 0.9, "eps": 1e-3, "alpha": 0.3, "k": 4},
+    "sgd": {"lr": 0.1, "momentum": 0.75},
+}
 
-@dataclass(frozen=True)
-class Case:
-    """Arguments of one call of the op `adam`."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    max_exp_avg_sqs: list[Tensor]
-    steps: list[Tensor]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def lists(self) -> list[list[Tensor]]:
-        return [self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs, self.steps]
-
-    @property
-    def outputs(self) -> list[list[Tensor]]:
-        return [self.params, *self.lists[2:]]
-
-    def clone(self, dtype: torch.dtype | None = None) -> Case:
-        """A copy with the same memory layouts; in another dtype, if one is given."""
-        lists = [
-            [t.clone() if dtype is None or name == "steps" else t.to(dtype, copy=True) for t in getattr(self, name)]
-            for name in ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps")
-        ]
-        return Case(*lists, options=dict(self.options))
-
-    def with_grads(self, grads: list[Tensor]) -> Case:
-        return replace(self, grads=grads)
-
-
-def adam_case(
-    shapes=AWKWARD_SHAPES, dtype="float32", *, device=DEVICE, generator=None, amsgrad=False, step=3.0, **options
-) -> Case:
-    """A case in the middle of training: state that is not zero, steps that differ from tensor to tensor."""
-    param, state = DTYPES[dtype]
-    generator = generator or torch.Generator().manual_seed(1)
-
-    def draw(shape, dtype):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
-
-    params, grads, exp_avgs = ([draw(s, d) for s in shapes] for d in (param, param, state))
-    exp_avg_sqs = [draw(s, state).square() for s in shapes]
-    maxima = [draw(s, state).square() for s in shapes] if amsgrad else []
-    steps = [torch.tensor(step + i % 3, device=device) for i in range(len(shapes))]
-    options = {"lr": 0.1, "beta1": 0.75, "beta2": 0.9, "eps": 1e-3, **options, "amsgrad": amsgrad}
-    return Case(params, grads, exp_avgs, exp_avg_sqs, maxima, steps, options)
-
-
-# The options that change what is computed; lr and betas large enough that nothing hides behind a small step.
-ADAM_OPTIONS = {
-    "plain": {},
-    "l2": {"weight_decay": 0.3},
-    "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True},
-    "amsgrad": {"amsgrad": True},
-    "maximize": {"maximize": True, "weight_decay": 0.1},
-    "grad_scale": {"grad_scale": 24.0},
-    "zero-betas": {"beta1": 0.0, "beta2": 0.0},
-    "everything": {
-        "amsgrad": True, "maximize": True, "grad_scale": 3.0, "weight_decay": 0.2, "decoupled_weight_decay": True,
+_SCALED = {"grad_scale": 24.0}
+_REVERSED = {"maximize": True, "weight_decay": 0.1}
+# The options that change what is computed.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "adam": {
+        "plain": {},
+        "l2": {"weight_decay": 0.3},
+        "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True},
+        "amsgrad": {"rule": "amsgrad"},
+        "radam": {"rule": "radam", "weight_decay": 0.1},
+        "radam-decoupled": {"rule": "radam", "weight_decay": 0.1, "decoupled_weight_decay": True},
+        "nadam": {"rule": "nadam", "mu_decay": 0.96**0.5},
+        "nadam-decoupled": {"rule": "nadam", "mu_decay": 0.9, "weight_decay": 0.1, "decoupled_weight_decay": True},
+        "yogi": {"rule": "yogi"},
+        "maximize": _REVERSED,
+        "grad_scale": _SCALED,
+        "zero-betas": {"beta1": 0.0, "beta2": 0.0},
+        "everything": {
+            "rule": "amsgrad", "maximize": True, "grad_scale": 3.0, "weight_decay": 0.2, "decoupled_weight_decay": True,
+        },
+    },
+    "lamb": {
+        "plain": {},
+        "decay": {"weight_decay": 0.3},
+        "not-adaptive": {"adaptive": False, "weight_decay": 0.3},
+        "zero-betas": {"beta1": 0.0, "beta2": 0.0},
+        "everything": {"maximize": True, "grad_scale": 3.0, "weight_decay": 0.2},
+    },
+    "lars": {
+        "plain": {},
+        "decay": {"weight_decay": 0.3},
+        "nesterov": {"nesterov": True, "weight_decay": 0.1},
+        "not-adaptive": {"adaptive": False, "weight_decay": 0.3},
+        "no-momentum": {"momentum": 0.0},
+        "everything": {"nesterov": True, "maximize": True, "grad_scale": 3.0, "weight_decay": 0.2},
+    },
+    "lookahead": {"plain": {}, "zero": {"alpha": 0.0}, "one": {"alpha": 1.0}},
+    "nero": {
+        "plain": {},
+        "unconstrained": {"constraints": False},
+        "zero-beta": {"beta": 0.0},
+        "everything": {"maximize": True, "grad_scale": 3.0},
+    },
+    "ranger": {
+        "plain": {},
+        "decay": {"weight_decay": 0.3},
+        "scaled-decay": {"weight_decay": 0.3, "scaled_weight_decay": True},
+        "no-gc": {"use_gc": False},
+        "gc-conv-only": {"gc_conv_only": True},
+        "every-step": {"k": 1},
+        "threshold": {"n_sma_threshold": 3.0},
+        "never-rectified": {"beta2": 0.5},
+        "zero-betas": {"beta1": 0.0, "beta2": 0.0},
+        "everything": {"maximize": True, "grad_scale": 3.0, "weight_decay": 0.2, "alpha": 1.0},
+    },
+    "sgd": {
+        "plain": {},
+        "no-momentum": {"momentum": 0.0, "weight_decay": 0.1},
+        "l2": {"weight_decay": 0.3},
+        "nesterov": {"nesterov": True, "weight_decay": 0.1},
+        "dampening": {"dampening": 0.25},
+        "first-step": {"dampening": 0.25, "is_first_step": True},
+        "everything": {"nesterov": True, "maximize": True, "grad_scale": 3.0, "weight_decay": 0.2},
     },
 }  # fmt: skip
 
 
-def adam_options(name: str, device=DEVICE) -> dict[str, Any]:
-    options = dict(ADAM_OPTIONS[name])
+def op_of(name: str) -> MultiTensorOp[Any]:
+    return getattr(ops, f"{name}_")
+
+
+def full(op: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All keyword arguments of the implementations."""
+    parameters = inspect.signature(op_of(op)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "backend"}
+    return {**defaults, **options}
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1).contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one call of an op."""
+
+    op: str
+    lists: dict[str, list[Tensor]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> list[Tensor]:
+        return self.lists[name]
+
+    @property
+    def arguments(self) -> list[list[Tensor]]:
+        return list(self.lists.values())
+
+    @property
+    def options_in_full(self) -> dict[str, Any]:
+        return full(self.op, self.options)
+
+    @property
+    def outputs(self) -> dict[str, list[Tensor]]:
+        mutated = itertools.compress(self.lists, op_of(self.op).mutated)
+        return {name: self.lists[name] for name in mutated}
+
+    def map(self, change: Any, names: Any = None) -> Case:
+        """A copy with every tensor of the lists (or of the named ones) changed; the others are cloned."""
+        lists = {
+            name: [change(t) if names is None or name in names else t.clone() for t in tensors]
+            for name, tensors in self.lists.items()
+        }
+        return Case(self.op, lists, dict(self.options))
+
+    def clone(self) -> Case:
+        """A copy with the same memory layouts."""
+        return self.map(Tensor.clone)
+
+    @property
+    def shaped(self) -> list[str]:
+        """The lists whose tensors have their parameters' shape."""
+        return [name for name in self.lists if _check.kind(name) in ("param", "grad", "state", "exact")]
+
+
+def make_case(
+    op: str, shapes=AWKWARD_SHAPES, dtype="float32", *, device=DEVICE, generator=None, step=2.0, **options
+) -> Case:
+    """A case in the middle of training: state that is not zero, step counts that differ from tensor to tensor."""
+    param_dtype, state_dtype = DTYPES[dtype]
+    generator = generator or torch.Generator().manual_seed(1)
+    options = {**DEFAULTS[op], **options}
+
+    def draw(name: str, i: int, param: Tensor) -> Tensor:
+        kind = _check.kind(name)
+        shape, stored = _check.template(kind, param, param_dtype if kind in ("param", "grad") else state_dtype)
+        if name == "steps":
+            return torch.tensor(step + i % 6, device=device)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name.endswith("sqs"):
+            values = values.square()
+        elif kind in ("one", "count"):
+            values = torch.sigmoid(values)
+        return values.to(device, stored)
+
+    # Meta tensors say shape and dtype where there are no values yet.
+    models = [torch.empty(shape, dtype=param_dtype, device="meta") for shape in shapes]
+    lists = {name: [draw(name, i, p) for i, p in enumerate(models)] for name in op_of(op).lists}
+    for name in unused(op, options):
+        lists[name] = []
+    return Case(op, lists, options)
+
+
+def unused(op: str, options: dict[str, Any]) -> tuple[str, ...]:
+    """The optional lists that a call with these options leaves empty."""
+    if op == "adam":
+        needed = {"amsgrad": "max_exp_avg_sqs", "nadam": "mu_products"}.get(options.get("rule", "adam"))
+        return tuple(name for name in op_of(op).optional if name != needed)
+    return ("momentum_buffers",) if op == "sgd" and options["momentum"] == 0 else ()
+
+
+def options_of(op: str, name: str, device=DEVICE) -> dict[str, Any]:
+    """A row of `OPTIONS`, ready for a call."""
+    options = dict(OPTIONS[op][name])
     if "grad_scale" in options:
         options["grad_scale"] = torch.tensor(options["grad_scale"], device=device)
     return options
@@ -116,91 +232,78 @@ def adam_options(name: str, device=DEVICE) -> dict[str, Any]:
 def backends(op="adam", device=DEVICE) -> list[str]:
     """The compiled back ends that can be tested here, the CUDA source in the host emulator included."""
     named = [name for name in ("cuda", "triton", "cpp") if not _backend.unusable(op, name, device)]
-    return named if device.type == "cuda" else [*named, "cuda_host"]
+    return named if device.type == "cuda" or _backend.native() is None else [*named, "cuda_host"]
 
 
-def run_adam(case: Case, backend: str, space=None) -> Case:
+def call(case: Case, backend: str | None) -> None:
+    """Runs the case in place; `cuda_host` is the CUDA source in the emulator."""
+    op = op_of(case.op)
+    if backend != "cuda_host":
+        op(*case.arguments, **case.options, backend=backend)
+        return
+    from cuda_host import emulator
+
+    space, arguments = op.workspace(), case.options_in_full
+    lists = space.prepare(case.arguments)
+    emulator.emulated(case.op)(*lists, space.table(2048, CPU, op.rows(arguments)), **arguments)
+
+
+def run(case: Case, backend: str | None) -> Case:
     """Runs a copy of the case and returns it."""
     case = case.clone()
-    if backend == "cuda_host":
-        from cuda_host import emulator
-
-        space = ops.adam.workspace() if space is None else space
-        lists = space.prepare(case.lists)
-        emulator.emulated("adam")(*lists, space._device_table(2048, torch.device("cpu")), **full(case.options))
-    else:
-        ops.adam_(*case.lists, **case.options, backend=backend)
+    call(case, backend)
     return case
 
 
-def truth(case: Case) -> list[list[np.ndarray]]:
-    """The outputs of the call in 80-bit arithmetic, by the formulas of the papers; torch has no part in it."""
-
-    def long(tensors):
-        return [t.detach().cpu().double().numpy().astype(np.longdouble) for t in tensors]
-
-    o = {name: float(x) if isinstance(x, Tensor) else x for name, x in full(case.options).items()}
-    params, grads, exp_avgs, exp_avg_sqs, maxima, steps = map(long, case.lists)
-    outputs = [[], [], [], [], []]
-    one = np.longdouble(1)
-    for i, t in enumerate(steps):
-        p, t = params[i], t + 1
-        g = grads[i] / np.longdouble(o["grad_scale"] or 1) * (-1 if o["maximize"] else 1)
-        if o["decoupled_weight_decay"]:
-            p = p * (one - np.longdouble(o["lr"]) * o["weight_decay"])
-        else:
-            g = g + np.longdouble(o["weight_decay"]) * p
-        beta1, beta2 = np.longdouble(o["beta1"]), np.longdouble(o["beta2"])
-        m = beta1 * exp_avgs[i] + (one - beta1) * g
-        v = u = beta2 * exp_avg_sqs[i] + (one - beta2) * g * g
-        if o["amsgrad"]:
-            u = np.maximum(maxima[i], v)
-            outputs[3].append(u)
-        m_hat, v_hat = m / (one - beta1**t), u / (one - beta2**t)
-        outputs[0].append(p - np.longdouble(o["lr"]) * m_hat / (np.sqrt(v_hat) + np.longdouble(o["eps"])))
-        outputs[1].append(m)
-        outputs[2].append(v)
-        outputs[4].append(t)
-    return outputs
+def by_reference(case: Case) -> Case:
+    """Runs a copy by the reference, past the checks."""
+    case = case.clone()
+    getattr(importlib.import_module("fastcurv.reference"), f"{case.op}_")(*case.arguments, None, **case.options_in_full)
+    return case
 
 
-def assert_as_accurate_as_torch(result: Case, case: Case) -> None:
-    """For each list: the largest error against the truth is at most twice that of torch arithmetic, plus two ulp."""
-    same_dtype = case.clone()
-    reference.adam_(*same_dtype.lists, None, **full(same_dtype.options))
-
-    def flat(arrays):
-        return np.concatenate([a.ravel() for a in arrays] or [np.zeros(0)])
-
-    def error(got, want):
-        exact = flat([t.detach().cpu().double().numpy().astype(np.longdouble) for t in got])
-        return float(np.abs(exact - want).max(initial=0))
-
-    for got, torchs, arrays in zip(result.outputs, same_dtype.outputs, truth(case), strict=True):
-        want = flat(arrays)
-        if want.size:
-            ulp = torch.finfo(got[0].dtype).eps * float(np.abs(want).max())
-            assert error(got, want) <= 2 * error(torchs, want) + 2 * ulp, got[0].dtype
+def truth(case: Case) -> dict[str, list[np.ndarray]]:
+    """The lists after the call in 80-bit arithmetic."""
+    return truths.truth(case.op, case.lists, case.options_in_full)
 
 
-def full(options: dict[str, Any]) -> dict[str, Any]:
-    defaults = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "grad_scale": None}
-    return {**defaults, "found_inf": None, **options}
+def bounds(case: Case) -> list[tuple[np.ndarray, float]]:
+    """For each list that is written: the truth, and twice the largest error of torch arithmetic plus two ulp."""
+    wanted, found = truth(case), []
+    for name, torchs in by_reference(case).outputs.items():
+        want = _flat(wanted[name])
+        ulp = torch.finfo(torchs[0].dtype).eps * float(np.abs(want).max(initial=0)) if torchs else 0.0
+        found.append((want, 2 * _error(torchs, want) + 2 * ulp))
+    return found
+
+
+def assert_as_accurate_as_torch(result: Case, case: Case, known: list[tuple[np.ndarray, float]] | None = None) -> None:
+    """The largest error in each list is within the bounds of the case, which may be known already."""
+    for (name, got), (want, bound) in zip(result.outputs.items(), known or bounds(case), strict=True):
+        assert _error(got, want) <= bound, name
+
+
+def _error(got: list[Tensor], want: np.ndarray) -> float:
+    return float(np.abs(_flat(map(truths.long, got)) - want).max(initial=0))
+
+
+def _outputs(case: Case) -> list[list[Tensor]]:
+    return list(case.outputs.values())
+
+
+def _flat(arrays: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(a) for a in arrays] or [np.zeros(0, np.longdouble)])
 
 
 def differing(a: Case, b: Case) -> int:
     """Number of elements of the outputs whose bits differ, wherever the two cases are."""
-    pairs = zip(itertools.chain(*a.outputs), itertools.chain(*b.outputs), strict=True)
+    pairs = zip(itertools.chain(*_outputs(a)), itertools.chain(*_outputs(b)), strict=True)
     return sum(int((bits(x.cpu()) != bits(y.cpu())).sum()) for x, y in pairs)
 
 
 def assert_same_bits(a: Case, b: Case) -> None:
-    for x_list, y_list in zip(a.outputs, b.outputs, strict=True):
-        for x, y in zip(x_list, y_list, strict=True):
+    for name, x_list in a.outputs.items():
+        for i, (x, y) in enumerate(zip(x_list, b[name], strict=True)):
             assert x.dtype == y.dtype and x.shape == y.shape
             # equal_nan would not tell -0 from 0 nor two NaNs apart; the bits do.
-            assert torch.equal(bits(x), bits(y))
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1).contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+            assert torch.equal(bits(x), bits(y)), f"{name}[{i}] {tuple(x.shape)}"

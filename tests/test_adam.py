@@ -1,244 +1,125 @@
-"""The op `adam`: the reference against torch.optim, every back end against the reference and against the others."""
+"""The op `adam`: the reference against torch.optim, special values, bias corrections, more than 2^31 elements."""
 
 import ctypes
-import itertools
 import mmap
 import os
-import warnings
 from fractions import Fraction
 
 import cases
 import numpy as np
 import pytest
 import torch
-from cases import ADAM_OPTIONS, DEVICE, DTYPES, adam_case, adam_options, assert_same_bits, bits
+from cases import DEVICE, DTYPES, OPTIONS, make_case, options_of
 
 from fastcurv import _backend, ops
 
-COMPILED = cases.backends()
+EVERY = [*cases.backends(), "reference"]
+# torch has no Yogi; pytorch_optimizer has (see test_yogi below).
+TORCH = {"adam": torch.optim.Adam, "amsgrad": torch.optim.Adam, "radam": torch.optim.RAdam, "nadam": torch.optim.NAdam}
+STATE_KEYS = {
+    "exp_avgs": "exp_avg", "exp_avg_sqs": "exp_avg_sq", "max_exp_avg_sqs": "max_exp_avg_sq", "mu_products": "mu_product",
+    "steps": "step",
+}  # fmt: skip
 
 
-def torch_adam(case, steps=1):
+def torch_adam(case):
     """The same call by torch.optim, one parameter at a time; torch knows no per-call state, so it is planted."""
     case = case.clone()
     options = dict(case.options)
-    betas = (options.pop("beta1"), options.pop("beta2"))
+    rule = options.pop("rule", "adam")
+    options["betas"] = (options.pop("beta1"), options.pop("beta2"))
     scale = options.pop("grad_scale", None)
-    for i, (param, grad, step) in enumerate(zip(case.params, case.grads, case.steps, strict=True)):
+    if rule == "amsgrad":
+        options["amsgrad"] = True
+    if rule == "nadam":
+        options["momentum_decay"] = np.log(options.pop("mu_decay")) / np.log(0.96)
+    for i, (param, grad) in enumerate(zip(case["params"], case["grads"], strict=True)):
         leaf = torch.nn.Parameter(param)
-        optimizer = torch.optim.Adam([leaf], betas=betas, foreach=False, **options)
+        optimizer = TORCH[rule]([leaf], foreach=False, **options)
         leaf.grad = grad if scale is None else grad / scale
-        state = {"step": step, "exp_avg": case.exp_avgs[i], "exp_avg_sq": case.exp_avg_sqs[i]}
-        if options["amsgrad"]:
-            state["max_exp_avg_sq"] = case.max_exp_avg_sqs[i]
-        optimizer.state[leaf] = state
-        for _ in range(steps):
-            optimizer.step()
+        optimizer.state[leaf] = {key: case[name][i] for name, key in STATE_KEYS.items() if case[name]}
+        optimizer.step()
     return case
 
 
-@pytest.mark.parametrize("options", ADAM_OPTIONS)
+@pytest.mark.parametrize("options", [name for name, row in OPTIONS["adam"].items() if row.get("rule") != "yogi"])
 def test_reference_equals_torch_optim_in_float64(options, generator):
-    case = adam_case(dtype="float64", generator=generator, **adam_options(options))
-    ours, torchs = cases.run_adam(case, "reference"), torch_adam(case)
-    for got_list, want_list in zip(ours.outputs, torchs.outputs, strict=True):
-        for got, want in zip(got_list, want_list, strict=True):
+    case = make_case("adam", dtype="float64", generator=generator, **options_of("adam", options))
+    ours, torchs = cases.run(case, "reference"), torch_adam(case)
+    for name, tensors in ours.outputs.items():
+        for got, want in zip(tensors, torchs[name], strict=True):
             # Both round about 16 times per element; 16 ulp of the largest value that enters.
             torch.testing.assert_close(got, want, rtol=0, atol=16 * 2.3e-16 * 20)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", ADAM_OPTIONS)
-def test_as_accurate_as_torch(backend, dtype, options, generator):
-    case = adam_case(dtype=dtype, generator=generator, **adam_options(options))
-    cases.assert_as_accurate_as_torch(cases.run_adam(case, backend), case)
+def test_yogi_takes_the_second_moment_no_further_than_the_square_of_the_gradient(generator):
+    """Zaheer et al. (2018): an additive step towards g^2, of (1 - beta2) g^2, whatever the distance."""
+    case = make_case("adam", [(500,)], "float64", generator=generator, rule="yogi")
+    before, square = case["exp_avg_sqs"][0], case["grads"][0].square()
+    change = cases.run(case, "reference")["exp_avg_sqs"][0] - before
+    assert torch.equal(change.sign(), (square - before).sign())
+    torch.testing.assert_close(change.abs(), 0.1 * square, rtol=1e-14, atol=1e-15)
 
 
-@pytest.mark.parametrize("backend", [b for b in COMPILED if b != "cpp"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", ADAM_OPTIONS)
-def test_back_ends_agree_bit_for_bit(backend, dtype, options, generator):
-    case = adam_case(dtype=dtype, generator=generator, **adam_options(options))
-    if DEVICE.type == "cpu":
-        assert_same_bits(cases.run_adam(case, backend), cases.run_adam(case, "cpp"))
-        return
-    # On a GPU the same is reported, not demanded: pytest's summary shows the warning.
-    cpu = torch.device("cpu")
-    same = torch.Generator().manual_seed(generator.initial_seed())
-    host = adam_case(dtype=dtype, device=cpu, generator=same, **adam_options(options, cpu))
-    if count := cases.differing(cases.run_adam(case, backend), cases.run_adam(host, "cpp")):
-        warnings.warn(f"{backend} {dtype} {options}: {count} elements differ in bits from cpp", stacklevel=1)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_yogi_as_in_pytorch_optimizer(decoupled, generator):
+    """Its `initial_accumulator` also fills exp_avg (ours starts at zero, as in the paper), so both start at zero here."""
+    peer = pytest.importorskip("pytorch_optimizer").Yogi
+    import fastcurv
+
+    p, q = (torch.nn.Parameter(torch.linspace(-1, 1, 40, dtype=torch.float64)) for _ in range(2))
+    options = {"lr": 0.1, "betas": (0.7, 0.9), "eps": 1e-3, "weight_decay": 0.1, "initial_accumulator": 0.0}
+    a = peer([p], weight_decouple=decoupled, **options)
+    b = fastcurv.Yogi([q], decoupled_weight_decay=decoupled, backend="reference", **options)
+    for _ in range(6):
+        p.grad = q.grad = torch.randn(40, generator=generator, dtype=torch.float64)
+        p.grad = p.grad.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(q, p, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_many_small_equal_one_large_and_unaligned(backend, amsgrad, generator):
-    whole = adam_case([(40001,)], generator=generator, amsgrad=amsgrad, weight_decay=0.1)
-    result = cases.run_adam(whole, backend)
-    edges = [0, 1, 4, 7, 300, 301, 16384, 16385, 33333, 40001]  # most pieces start at an unaligned address
-
-    def pieces(tensor):
-        return [tensor[a:b] for a, b in itertools.pairwise(edges)]
-
-    split = whole.clone()
-    parts = cases.Case(
-        pieces(split.params[0]),
-        pieces(split.grads[0]),
-        pieces(split.exp_avgs[0]),
-        pieces(split.exp_avg_sqs[0]),
-        pieces(split.max_exp_avg_sqs[0]) if amsgrad else [],
-        [split.steps[0].clone() for _ in edges[1:]],
-        split.options,
-    )
-    if backend == "cuda_host":
-        from cuda_host import emulator
-
-        space = ops.adam.workspace()
-        lists = space.prepare(parts.lists)
-        table = space._device_table(2048, DEVICE)
-        emulator.emulated("adam")(*lists, table, **cases.full(parts.options))
-    else:
-        ops.adam_(*parts.lists, **parts.options, backend=backend)
-    for got, want in zip(split.outputs[:-1], result.outputs[:-1], strict=True):
-        for g, w in zip(got, want, strict=True):
-            assert torch.equal(bits(g), bits(w))
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("beta2, first", [(0.9, 6), (0.99, 6), (0.999, 6), (0.9999, 6), (0.99999, 6), (0.5, None)])
+def test_radam_rectifies_from_the_sixth_step_on(backend, beta2, first):
+    """Before, the step is that of momentum alone, which moves by lr in one step of a constant gradient."""
+    t, lr = torch.zeros((), device=DEVICE), 2.0**-4
+    p, m, v = (torch.zeros(3, dtype=torch.float64, device=DEVICE) for _ in range(3))
+    g = torch.ones(3, dtype=torch.float64, device=DEVICE)
+    for step in range(1, 12):
+        before = p.clone()
+        case = cases.Case("adam", {"params": [p], "grads": [g], "exp_avgs": [m], "exp_avg_sqs": [v], "max_exp_avg_sqs": [],
+                          "mu_products": [], "steps": [t]}, {"rule": "radam", "lr": lr, "beta2": beta2})  # fmt: skip
+        cases.call(case, backend)
+        plain = torch.allclose(before - p, torch.full_like(p, lr), rtol=1e-12)
+        assert plain == (first is None or step < first)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-def test_threads_and_repeats_give_the_same_bits(backend, generator):
-    case = adam_case([(70001,), (3,), (70001,)], generator=generator)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one, again = cases.run_adam(case, backend), cases.run_adam(case, backend)
-        torch.set_num_threads(2)
-        two = cases.run_adam(case, backend)
-    finally:
-        torch.set_num_threads(before)
-    assert_same_bits(one, again)
-    assert_same_bits(one, two)
-
-
-@pytest.mark.parametrize("backend", [*COMPILED, "reference"])
-def test_found_inf_writes_nothing(backend, generator):
-    case = adam_case(generator=generator, found_inf=torch.ones((), device=DEVICE), amsgrad=True)
-    assert_same_bits(cases.run_adam(case, backend), case)
-    case.options["found_inf"] = torch.zeros((), device=DEVICE)
-    assert cases.run_adam(case, backend).steps[1] == case.steps[1] + 1
-
-
-@pytest.mark.parametrize("backend", [*COMPILED, "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tensor_hyper_parameters(backend, dtype, generator):
-    names = ("lr", "beta1", "beta2", "eps", "weight_decay")
-    case = adam_case(generator=generator, weight_decay=0.25, eps=0.5**10, lr=0.125, beta2=0.875)
-    tensors = case.clone()
-    tensors.options.update({name: torch.tensor(case.options[name], dtype=dtype, device=DEVICE) for name in names})
-    assert_same_bits(cases.run_adam(tensors, backend), cases.run_adam(case, backend))
-
-
-@pytest.mark.parametrize("backend", [*COMPILED, "reference"])
-def test_gradients_are_read_only_and_may_have_another_layout(backend, generator):
-    shapes = [(6, 5, 4, 3), (17, 9), (4, 1, 3)]
-    case = adam_case(shapes, generator=generator)
-    expected = cases.run_adam(case, backend)
-    other = case.clone().with_grads(
-        [
-            case.grads[0].to(memory_format=torch.channels_last),
-            case.grads[1].t().contiguous().t(),
-            torch.stack([case.grads[2], case.grads[2]], -1)[..., 0],  # strided: with gaps
-        ]
-    )
-    copies = [g.clone() for g in other.grads]
-    ops_result = other.clone().with_grads(other.grads)
-    ops.adam_(*ops_result.lists, **case.options, backend=None if backend == "cuda_host" else backend)
-    if backend != "cuda_host":
-        assert_same_bits(ops_result, expected)
-    for grad, copy in zip(other.grads, copies, strict=True):
-        assert torch.equal(grad, copy) and grad.stride() != () and torch.equal(bits(grad), bits(copy))
-
-
-@pytest.mark.parametrize("backend", [b for b in COMPILED if b != "cuda_host"] + ["reference"])
-def test_any_dense_layout(backend, generator):
-    base = adam_case([(6, 5, 4, 3), (17, 9)], generator=generator)
-    expected = cases.run_adam(base, backend)
-
-    def relaid(tensors):
-        return [tensors[0].to(memory_format=torch.channels_last), tensors[1].t().contiguous().t()]
-
-    case = cases.Case(*(relaid(x) for x in base.lists[:4]), [], [s.clone() for s in base.steps], base.options)
-    ops.adam_(*case.lists, **case.options, backend=backend)
-    assert not case.params[1].is_contiguous()
-    for got_list, want_list in zip(case.outputs[:3], expected.outputs[:3], strict=True):
-        for got, want in zip(got_list, want_list, strict=True):
-            assert torch.equal(got, want)
-
-
-def test_size_one_dimensions_may_have_any_stride(generator):
-    case = adam_case([(100, 100, 1)], generator=generator)
-    noisy = case.clone().with_grads([case.grads[0].as_strided((100, 100, 1), (100, 1, 77))])
-    ops.adam_(*noisy.lists, **case.options)
-    assert_same_bits(noisy, cases.run_adam(case, None))
-
-
-@pytest.mark.parametrize("backend", [*COMPILED, "reference"])
-@pytest.mark.parametrize("shapes", [[(0,)], [(0,), (0, 3)], [(0,), (5,)], [(5,), (0,)], [(5,), (0,), (5,)]])
-def test_empty_tensors_anywhere(backend, shapes, generator):
-    case = adam_case(shapes, generator=generator)
-    result = cases.run_adam(case, backend)
-    assert [s.item() for s in result.steps] == [s.item() + 1 for s in case.steps]
-    cases.assert_as_accurate_as_torch(result, case)
-
-
-def test_empty_list():
-    ops.adam_([], [], [], [], [], [])
-
-
-@pytest.mark.parametrize("backend", COMPILED)
-def test_lists_longer_than_any_by_value_table(backend, generator):
-    case = adam_case([(n % 5,) for n in range(1000)], generator=generator)
-    cases.assert_as_accurate_as_torch(cases.run_adam(case, backend), case)
-
-
-@pytest.mark.parametrize("backend", [*COMPILED, "reference"])
+@pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_special_values_as_in_torch(backend, dtype):
     param, state = DTYPES[dtype]
-    values = [
-        0.0,
-        -0.0,
-        1.0,
-        float("inf"),
-        float("-inf"),
-        float("nan"),
-        torch.finfo(param).max,
-        torch.finfo(param).tiny,
-    ]
-    values += [torch.finfo(param).smallest_normal / 8]
+    info, inf = torch.finfo(param), float("inf")
+    values = [0.0, -0.0, 1.0, inf, -inf, float("nan"), info.max, info.tiny, info.smallest_normal / 8]
     grid = torch.tensor(values, dtype=torch.float64)
     params, grads = (x.reshape(-1).to(DEVICE, param) for x in torch.meshgrid(grid, grid, indexing="ij"))
     zeros = torch.zeros(params.shape, dtype=state, device=DEVICE)
     for eps in (1e-8, 0.0):  # eps = 0 with a zero gradient: 0/0
-        options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": eps, "amsgrad": False}
-        step = torch.zeros((), device=DEVICE)
-        case = cases.Case([params], [grads], [zeros], [zeros.clone()], [], [step], options)
-        got, want = (
-            cases.run_adam(case, backend),
-            torch_adam(
-                cases.Case(*case.clone(torch.float64 if param == torch.float64 else torch.float32).lists, options)
-            ),
-        )
-        result, expected = got.params[0].double(), want.params[0].to(param).double()
-        assert torch.equal(result.isnan(), expected.isnan())
-        assert torch.equal(result.isposinf(), expected.isposinf()) and torch.equal(
-            result.isneginf(), expected.isneginf()
-        )
+        lists = [[params], [grads], [zeros], [zeros.clone()], [], [], [torch.zeros((), device=DEVICE)]]
+        case = cases.Case("adam", dict(zip(ops.adam_.lists, lists, strict=True)),
+                          {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": eps})  # fmt: skip
+        arithmetic = torch.float64 if param == torch.float64 else torch.float32
+        wide = torch_adam(case.map(lambda t: t.to(arithmetic, copy=True), case.shaped))  # noqa: B023
+        result = cases.run(case, backend)["params"][0].double()
+        expected = wide["params"][0].to(param).double()
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(result), kind(expected))
 
 
+@pytest.mark.parametrize("backend", [b for b in EVERY if b in ("cpp", "reference")])
 @pytest.mark.parametrize("beta2", [0.0, 0.5, 0.999, 0.9999, 0.99999])
 @pytest.mark.parametrize("t", [0, 4, 5, 999, 123456, 2**24 - 2])
-def test_bias_corrections_at_any_step(beta2, t):
+def test_bias_corrections_at_any_step(backend, beta2, t):
     """One float64 element against the closed form: with zero moments, m_hat and v_hat are known multiples of g."""
     g = torch.tensor([0.7], dtype=torch.float64)
     p, m, v, step = (
@@ -247,7 +128,7 @@ def test_bias_corrections_at_any_step(beta2, t):
         torch.zeros(1).double(),
         torch.tensor(float(t)),
     )
-    ops.adam_([p], [g], [m], [v], [], [step], lr=0.1, beta1=0.9, beta2=beta2, eps=1e-8, backend="cpp")
+    ops.adam_([p], [g], [m], [v], [], [], [step], lr=0.1, beta1=0.9, beta2=beta2, eps=1e-8, backend=backend)
 
     def correction(beta):  # 1 - beta^(t+1) without cancellation
         return -np.expm1((t + 1) * np.log(beta)) if beta else 1.0
@@ -258,15 +139,29 @@ def test_bias_corrections_at_any_step(beta2, t):
     assert p.item() == pytest.approx(expected, rel=4e-16 * (4 + 1 / (1 - beta2)))
 
 
-def test_subnormal_second_moments_do_not_vanish(generator):
-    case = adam_case([(999,)], generator=generator, eps=0.0)
-    for tensors in (case.grads, case.exp_avgs):
-        tensors[0].mul_(1e-20)
-    case.exp_avg_sqs[0].mul_(1e-40)
-    cases.assert_as_accurate_as_torch(cases.run_adam(case, None), case)
+@pytest.mark.parametrize("backend", EVERY)
+def test_subnormal_second_moments_do_not_vanish(backend, generator):
+    case = make_case("adam", [(999,)], generator=generator, eps=0.0)
+    for name, factor in (("grads", 1e-20), ("exp_avgs", 1e-20), ("exp_avg_sqs", 1e-40)):
+        case[name][0].mul_(factor)
+    cases.assert_as_accurate_as_torch(cases.run(case, backend), case)
 
 
-def test_elements_beyond_two_to_the_31(generator):
+@pytest.mark.parametrize("rule, error", [
+    ("amsgrad", r"max_exp_avg_sqs: expected 1 tensors with rule='amsgrad', got none"),
+    ("nadam", r"mu_products: expected 1 tensors with rule='nadam', got none"),
+    ("rmsprop", r"rule: expected one of adam, amsgrad, radam, nadam, yogi, got 'rmsprop'"),
+])  # fmt: skip
+def test_rules_and_their_lists(rule, error):
+    case = make_case("adam", [(3,)])
+    with pytest.raises(ValueError, match=error):
+        ops.adam_(*case.arguments, rule=rule)
+    case = make_case("adam", [(3,)], rule="nadam")
+    with pytest.raises(ValueError, match=r"mu_products: expected none with rule='adam', got 1"):
+        ops.adam_(*case.arguments)
+
+
+def test_elements_beyond_two_to_the_31():
     """2^31 + 64 float32 elements: the same 64 MB of physical memory mapped over and over, so that it fits anywhere."""
     if DEVICE.type == "cuda" or _backend.unusable("adam", "cpp", DEVICE):
         pytest.skip("host memory mappings")
@@ -300,7 +195,7 @@ def test_elements_beyond_two_to_the_31(generator):
         torch.set_num_threads(1)
         decay = 1 - 2.0**-8
         step = torch.zeros(())
-        ops.adam_([param], [grad], [exp_avg], [exp_avg_sq], [], [step], lr=2.0**-4, eps=1.0, weight_decay=2.0**-4,
+        ops.adam_([param], [grad], [exp_avg], [exp_avg_sq], [], [], [step], lr=2.0**-4, eps=1.0, weight_decay=2.0**-4,
                   decoupled_weight_decay=True, backend="cpp")  # fmt: skip
         # Every element was decayed once per pass over its page; the first 64 once more, through the addresses past 2^31.
         once = np.float32(decay)

@@ -1,206 +1,254 @@
 """Bad input: the error names the argument and the index, says what to do, and nothing is written."""
 
+import itertools
+import re
+
 import pytest
 import torch
-from cases import DEVICE, adam_case
+from cases import DEVICE, make_case, op_of
 from torch import nn
+from training import OURS, make
 
 import fastcurv
-from fastcurv import ops
+from fastcurv import _backend, _check
 
 OTHER = torch.device("meta")
+OPS = _backend.OPS
+every_op = pytest.mark.parametrize("op", OPS)
+every_optimizer = pytest.mark.parametrize("name", OURS)
+SHAPES = [(4, 3), (5,), (64, 32)]
 
 
-def snapshot(tensors):
-    return [t.detach().clone() for t in tensors]
+def full_case(op, shapes=SHAPES, **options):
+    """A case in which no list is empty, but for what Adam's rules exclude."""
+    return make_case(op, shapes, **({"rule": "amsgrad"} if op == "adam" else {}), **options)
 
 
 def assert_op_refuses(case, error, match, backend=None):
-    tensors = [
-        t for tensors in case.outputs for t in tensors if isinstance(t, torch.Tensor) and t.layout is torch.strided
-    ]
-    before = snapshot(tensors)
+    outputs = itertools.chain(*case.outputs.values())
+    tensors = [t for t in outputs if isinstance(t, torch.Tensor) and t.layout is torch.strided]
+    before = [t.detach().clone() for t in tensors]
     with pytest.raises(error, match=match):
-        ops.adam_(*case.lists, **case.options, backend=backend)
+        op_of(case.op)(*case.arguments, **case.options, backend=backend)
     for now, then in zip(tensors, before, strict=True):
         assert now.device.type == "meta" or torch.equal(now, then)
 
 
-SHAPES = [(4, 3), (5,), (64, 32)]
-
-
-def bad_grad(index, make):
-    def change(case):
-        case.grads[index] = make(case.grads[index])
-
-    return change
-
-
-BAD = {
-    "shape": (
-        bad_grad(2, lambda g: g.t()),
-        ValueError,
-        r"grads\[2\]: expected shape \(64, 32\) like params\[2\], got \(32, 64\)",
-    ),
-    "dtype": (
-        bad_grad(1, lambda g: g.double()),
-        ValueError,
-        r"grads\[1\]: expected float32 like params\[1\], got float64",
-    ),
-    "integer": (bad_grad(1, lambda g: g.long()), ValueError, r"grads\[1\]: expected one of float32, .* got int64"),
-    "complex": (
-        bad_grad(1, lambda g: g + 0j),
-        ValueError,
-        r"grads\[1\]: expected a real tensor, got complex64.*view_as_real",
-    ),
-    "sparse": (bad_grad(0, lambda g: g.to_sparse()), ValueError, r"grads\[0\]: expected a dense tensor.*SparseAdam"),
-    "device": (
-        bad_grad(1, lambda g: g.to(OTHER)),
-        ValueError,
-        r"grads\[1\]: expected device .* like params\[1\], got meta",
-    ),
-    "no-tensor": (bad_grad(1, lambda g: None), TypeError, r"grads\[1\]: expected a torch.Tensor, got NoneType"),
-    "count": (lambda c: c.grads.pop(), ValueError, r"grads: expected 3 tensors, one for each of params, got 2"),
-    "state-count": (lambda c: c.exp_avgs.pop(), ValueError, r"exp_avgs: expected 3 tensors.* got 2"),
-    "steps-count": (lambda c: c.steps.pop(), ValueError, r"steps: expected 3 tensors.* got 2"),
-    "state-dtype": (
-        lambda c: c.exp_avgs.__setitem__(0, c.exp_avgs[0].half()),
-        ValueError,
-        r"exp_avgs\[0\]: expected float32 or bfloat16 for float32 params, got float16",
-    ),
-    "mixed-state": (
-        lambda c: c.exp_avg_sqs.__setitem__(2, c.exp_avg_sqs[2].bfloat16()),
-        ValueError,
-        r"exp_avg_sqs\[2\]: expected float32 like exp_avgs\[0\], got bfloat16",
-    ),
-    "state-layout": (
-        lambda c: c.exp_avgs.__setitem__(2, c.exp_avgs[2].t().contiguous().t()),
-        ValueError,
-        r"exp_avgs\[2\]: expected strides \(32, 1\) like params\[2\], got \(1, 64\)",
-    ),
-    "step-dtype": (
-        lambda c: c.steps.__setitem__(1, torch.tensor(1)),
-        ValueError,
-        r"steps\[1\]: expected one float32 element.*int64",
-    ),
-    "expanded": (
-        lambda c: c.params.__setitem__(1, torch.ones(1, device=DEVICE).expand(5)),
-        ValueError,
-        r"params\[1\]: expected elements that fill their memory without gaps or overlap.*strides \(0,\)",
-    ),
-    "strided": (
-        lambda c: c.params.__setitem__(1, torch.ones(10, device=DEVICE)[::2]),
-        ValueError,
-        r"params\[1\]: expected elements that fill their memory",
-    ),
-    "mixed-params": (
-        lambda c: (c.params.__setitem__(1, c.params[1].double()), c.grads.__setitem__(1, c.grads[1].double())),
-        ValueError,
-        r"params\[1\]: expected float32 on .* like params\[0\], got float64",
-    ),
-}
+# kind of list: (index, what is made of the tensor, error, message with {name} for the list)
+CHANGES = {
+    "grad": [
+        (2, lambda g: g.t(), ValueError, r"{name}\[2\]: expected shape \(64, 32\) like params\[2\], got \(32, 64\)"),
+        (1, lambda g: g.double(), ValueError, r"{name}\[1\]: expected float32 like params\[1\], got float64"),
+        (1, lambda g: g.long(), ValueError, r"{name}\[1\]: expected one of float32, .* got int64"),
+        (1, lambda g: g + 0j, ValueError, r"{name}\[1\]: expected a real tensor, got complex64.*view_as_real"),
+        (0, lambda g: g.to_sparse(), ValueError, r"{name}\[0\]: expected a dense tensor.*SparseAdam"),
+        (1, lambda g: g.to(OTHER), ValueError, r"{name}\[1\]: expected device .* like params\[1\], got meta"),
+        (1, lambda g: None, TypeError, r"{name}\[1\]: expected a torch.Tensor, got NoneType"),
+    ],
+    "param": [
+        (1, lambda p: p[:1].expand(5), ValueError, r"{name}\[1\]: expected elements that fill their memory.*strides \(0,\)"),
+        (1, lambda p: p.repeat(2)[::2], ValueError, r"{name}\[1\]: expected elements that fill their memory"),
+        (1, lambda p: p.double(), ValueError, r"{name}\[1\]: expected float32 on .* like params\[0\], got float64"),
+        (1, lambda p: p.to_sparse(), ValueError, r"{name}\[1\]: expected a dense tensor"),
+    ],
+    "state": [
+        (0, lambda s: s.half(), ValueError, r"{name}\[0\]: expected float32 or bfloat16 for float32 params, got float16"),
+        (2, lambda s: s.t().contiguous().t(), ValueError, r"{name}\[2\]: expected strides \(32, 1\) like params\[2\], got \(1, 64\)"),
+        (1, lambda s: s[:4], ValueError, r"{name}\[1\]: expected shape \(5,\) like params\[1\], got \(4,\)"),
+        (1, lambda s: s.to(OTHER), ValueError, r"{name}\[1\]: expected device .* like params\[1\], got meta"),
+        (1, lambda s: None, TypeError, r"{name}\[1\]: expected a torch.Tensor, got NoneType"),
+    ],
+    "exact": [
+        (0, lambda s: s.bfloat16(), ValueError, r"{name}\[0\]: expected float32 for float32 params, got bfloat16"),
+        (2, lambda s: s.t().contiguous().t(), ValueError, r"{name}\[2\]: expected strides \(32, 1\) like params\[2\], got \(1, 64\)"),
+    ],
+    "row": [
+        (2, lambda s: s[:63], ValueError, r"{name}\[2\]: expected 64 contiguous float32 elements on .*, got shape \(63, 1\)"),
+        (0, lambda s: s.double(), ValueError, r"{name}\[0\]: expected 4 contiguous float32 elements.* float64"),
+        (1, lambda s: s.repeat(2)[::2], ValueError, r"{name}\[1\]: expected 5 contiguous float32 elements"),
+    ],
+    "one": [(1, lambda s: s.double(), ValueError, r"{name}\[1\]: expected one float32 element.*float64")],
+    "count": [
+        (1, lambda s: s.long(), ValueError, r"{name}\[1\]: expected one float32 element.*int64"),
+        (1, lambda s: 3, TypeError, r"{name}\[1\]: expected a torch.Tensor, got int"),
+        (0, lambda s: s.repeat(2), ValueError, r"{name}\[0\]: expected one float32 element.* shape \(2,\)"),
+    ],
+}  # fmt: skip
+BAD = [
+    (op, name, i)
+    for op in OPS
+    for name in full_case(op, [(2,)]).lists
+    if full_case(op, [(2,)])[name]
+    for i in range(len(CHANGES[_check.kind(name)]))
+]
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-@pytest.mark.parametrize("name", BAD)
-def test_op(name, backend, generator):
-    change, error, match = BAD[name]
-    case = adam_case(SHAPES, generator=generator)
-    change(case)
-    assert_op_refuses(case, error, match, backend)
+@pytest.mark.parametrize("op, name, number", BAD)
+def test_a_bad_tensor(op, name, number, backend):
+    index, change, error, match = CHANGES[_check.kind(name)][number]
+    case = full_case(op)
+    case[name][index] = change(case[name][index])
+    assert_op_refuses(case, error, match.replace("{name}", name), backend)
 
 
-@pytest.mark.parametrize("first, second, names", [
-    (("params", 0), ("params", 2), r"params\[2\].*overlaps params\[0\]"),
-    (("params", 1), ("exp_avgs", 1), r"exp_avgs\[1\].*overlaps params\[1\]"),
-    (("exp_avgs", 0), ("exp_avg_sqs", 2), r"exp_avg_sqs\[2\].*overlaps exp_avgs\[0\]"),
-])  # fmt: skip
-def test_overlapping_tensors(first, second, names, generator):
-    case = adam_case([(6,), (6,), (6,)], generator=generator)
-    base = torch.randn(9, device=DEVICE)
-    getattr(case, first[0])[first[1]] = base[:6]
-    getattr(case, second[0])[second[1]] = base[3:] if first[1] != second[1] else base[:6]
-    assert_op_refuses(case, ValueError, names)
+@every_op
+def test_a_list_that_is_too_short(op):
+    for name in full_case(op).lists:
+        case = full_case(op)
+        if name != "params" and case[name]:
+            case[name].pop()
+            assert_op_refuses(case, ValueError, rf"{name}: expected 3 tensors.* got 2")
 
 
-def test_overlap_that_appears_later_is_noticed(generator):
+@pytest.mark.parametrize("op", ["adam", "lamb", "ranger"])
+def test_moments_of_two_dtypes(op):
+    case = full_case(op)
+    case["exp_avg_sqs"][2] = case["exp_avg_sqs"][2].bfloat16()
+    assert_op_refuses(case, ValueError, r"exp_avg_sqs\[2\]: expected float32 like exp_avgs\[0\], got bfloat16")
+
+
+needs_native = pytest.mark.skipif(_backend.native() is None, reason="overlap is found by the native extension")
+
+
+@needs_native
+@every_op
+def test_overlapping_tensors(op):
+    """Every two lists that are written, and a list with itself."""
+    shaped = [name for name in full_case(op).outputs if name in full_case(op).shaped and full_case(op)[name]]
+    for first, second in itertools.combinations_with_replacement(shaped, 2):
+        case = full_case(op, [(6,), (6,), (6,)])
+        base = torch.randn(9, device=DEVICE)
+        case[first][0], case[second][2] = base[:6], base[3:]
+        assert_op_refuses(
+            case, ValueError, rf"{second}\[2\].*overlaps {first}\[0\]|{first}\[0\].*overlaps {second}\[2\]"
+        )
+
+
+@needs_native
+@every_op
+def test_overlap_that_appears_later_is_noticed(op):
     """The second call has the shapes of the first; only an address differs."""
-    space = ops.adam.workspace()
-    case = adam_case([(6,), (6,)], generator=generator)
-    space.prepare(case.lists)
-    case.params[1] = case.params[0]
+    space = op_of(op).workspace()
+    case = full_case(op, [(6,), (6,)])
+    space.prepare(case.arguments)
+    case["params"][1] = case["params"][0]
     with pytest.raises(ValueError, match=r"params\[1\].*overlaps params\[0\]"):
-        space.prepare(case.lists)
+        space.prepare(case.arguments)
 
 
-@pytest.mark.parametrize("options, match", [
-    ({"lr": -0.1}, r"lr: expected a value in \[0, inf\), got -0.1"),
-    ({"lr": float("nan")}, r"lr: expected a value"),
-    ({"beta1": 1.0}, r"beta1: expected a value in \[0, 1\), got 1.0"),
-    ({"beta2": -0.5}, r"beta2: expected a value in \[0, 1\)"),
-    ({"eps": -1e-8}, r"eps: expected a value"),
-    ({"weight_decay": -1.0}, r"weight_decay: expected a value"),
-    ({"lr": torch.ones(2)}, r"lr: expected a number or a tensor of one"),
-    ({"lr": torch.ones((), dtype=torch.int64)}, r"lr: expected a number or a tensor of one"),
-    ({"grad_scale": torch.ones((), device=OTHER)}, r"grad_scale: expected a tensor on"),
-    ({"amsgrad": True}, r"max_exp_avg_sqs: expected 3 tensors with amsgrad=True, got none"),
-])  # fmt: skip
-def test_hyper_parameters(options, match, generator):
-    case = adam_case(SHAPES, generator=generator)
-    case.options.update(options)
-    assert_op_refuses(case, ValueError, match)
+def with_option(op, name, value):
+    case = full_case(op)
+    case.options[name] = value
+    return case
 
 
-def test_a_named_back_end_that_cannot_run(generator):
-    case = adam_case(SHAPES, generator=generator)
+@every_op
+def test_hyper_parameters(op):
+    for name in op_of(op).scalars:
+        bounded = name in _check._BOUNDED
+        interval = rf"{name}: expected a value in \[0, {'1' if bounded else 'inf'}[\])]"
+        for value in (-0.1, float("nan"), *((1.5,) if bounded else ()), *((1.0,) if name.startswith("beta") else ())):
+            assert_op_refuses(with_option(op, name, value), ValueError, interval + f", got {value}")
+        tensors = rf"{name}: expected a number or a tensor of one"
+        assert_op_refuses(with_option(op, name, torch.ones(2)), ValueError, tensors)
+        assert_op_refuses(with_option(op, name, torch.ones((), dtype=torch.int64)), ValueError, tensors)
+        assert_op_refuses(with_option(op, name, True), TypeError, rf"{name}: expected a number")
+        assert_op_refuses(with_option(op, name, "fast"), TypeError, rf"{name}: expected a number")
+    for name in ("grad_scale", "found_inf"):
+        if name != "grad_scale" or "grads" in full_case(op).lists:
+            case = with_option(op, name, torch.ones((), device=OTHER))
+            assert_op_refuses(case, ValueError, rf"{name}: expected a tensor on .* got meta")
+
+
+@every_op
+def test_a_named_back_end_that_cannot_run(op):
     name = "cpp" if DEVICE.type == "cuda" else "cuda"
-    assert_op_refuses(case, ValueError, rf"backend='{name}' cannot run adam on .*: needs tensors on", backend=name)
-    assert_op_refuses(case, ValueError, "unknown; expected one of cuda, triton, cpp, reference", backend="rocm")
-    p = nn.Parameter(torch.ones(3, device=DEVICE))
-    optimizer = fastcurv.Adam([p], backend=name)
+    match = rf"backend='{name}' cannot run {op} on .*: needs tensors on"
+    assert_op_refuses(full_case(op), ValueError, match, backend=name)
+    match = "unknown; expected one of cuda, triton, cpp, reference"
+    assert_op_refuses(full_case(op), ValueError, match, backend="rocm")
+
+
+def ones(*shape):
+    return nn.Parameter(torch.ones(*shape, device=DEVICE))
+
+
+@every_optimizer
+def test_an_optimizer_on_a_back_end_that_cannot_run(name):
+    p = ones(3)
+    optimizer = make(name, [p], backend="cpp" if DEVICE.type == "cuda" else "cuda")
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match="cannot run"):
         optimizer.step()
     assert torch.equal(p, torch.ones_like(p))
 
 
-@pytest.mark.parametrize("options, error, match", [
-    ({"lr": -1.0}, ValueError, "lr: expected"),
-    ({"betas": (0.9, 1.0)}, ValueError, "beta2: expected"),
-    ({"eps": -1.0}, ValueError, "eps: expected"),
-    ({"weight_decay": -1.0}, ValueError, "weight_decay: expected"),
-    ({"lr": "fast"}, TypeError, "lr: expected a number"),
-    ({"lr": torch.ones(3)}, ValueError, "lr: expected"),
-    ({"differentiable": True}, ValueError, "differentiable=True: .*autograd cannot follow.*torch.optim.Adam"),
-])  # fmt: skip
-@pytest.mark.parametrize("cls", [fastcurv.Adam, fastcurv.AdamW])
-def test_constructor(cls, options, error, match):
-    with pytest.raises(error, match=match):
-        cls([nn.Parameter(torch.ones(3))], **options)
-    optimizer = cls([nn.Parameter(torch.ones(3))])
-    if "differentiable" not in options:
+def bad_options(name):
+    defaults = OURS[name][0]([ones(3)]).defaults
+    yield {"lr": -1.0}, ValueError, "lr: expected"
+    yield {"lr": "fast"}, TypeError, "lr: expected a number"
+    yield {"lr": torch.ones(3)}, ValueError, "lr: expected"
+    for key in ("eps", "weight_decay", "momentum", "momentum_decay", "initial_accumulator", "trust_coefficient"):
+        if key in defaults:
+            yield {key: -1.0}, ValueError, f"{key}: expected"
+    if "betas" in defaults:
+        yield {"betas": (0.9, 1.0)}, ValueError, "beta2: expected"
+        yield {"betas": (-0.1, 0.9)}, ValueError, "beta1: expected"
+    if "beta" in defaults:
+        yield {"beta": 1.0}, ValueError, "beta: expected"
+    if "alpha" in defaults:
+        yield {"alpha": 1.1}, ValueError, "alpha: expected"
+    if "differentiable" in defaults and hasattr(torch.optim, name):
+        yield (
+            {"differentiable": True},
+            ValueError,
+            rf"differentiable=True: .*autograd cannot follow.*torch.optim.{name}",
+        )
+
+
+@every_optimizer
+def test_constructor(name):
+    cls = OURS[name][0]
+    for options, error, match in bad_options(name):
         with pytest.raises(error, match=match):
-            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], **options})
-        assert len(optimizer.param_groups) == 1
+            cls([ones(3)], **options)
+        optimizer = cls([ones(3)])
+        p = nn.Parameter(torch.arange(6.0).view(2, 3))
+        before = p.detach().clone()
+        with pytest.raises(error, match=match):
+            optimizer.add_param_group({"params": [p], **options})
+        assert len(optimizer.param_groups) == 1 and torch.equal(p, before)
 
 
-def test_an_error_in_the_second_group_leaves_the_first_unwritten():
-    a, b, c = (nn.Parameter(torch.ones(n, device=DEVICE)) for n in (3, 4, 5))
-    optimizer = fastcurv.Adam([{"params": [a]}, {"params": [b, c]}], lr=0.1)
-    a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
-    c.grad = torch.ones(5, device=DEVICE).to_sparse()
+def test_differentiable_yogi_points_nowhere_that_is_not():
+    with pytest.raises(ValueError, match="differentiable=True") as caught:
+        fastcurv.Yogi([ones(3)], differentiable=True)
+    named = re.findall(r"torch\.optim\.(\w+)", str(caught.value))
+    assert all(hasattr(torch.optim, name) for name in named)
+
+
+@every_optimizer
+def test_an_error_in_the_second_group_leaves_the_first_unwritten(name):
+    params = [nn.Parameter(torch.randn(3, n, device=DEVICE)) for n in (3, 4, 5)]
+    optimizer = make(name, [{"params": params[:1]}, {"params": params[1:]}])
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    dense, params[2].grad = params[2].grad, params[2].grad.to_sparse()
     with pytest.raises(ValueError, match=r"parameter group 1: grads\[1\]: expected a dense tensor"):
         optimizer.step()
-    assert all(torch.equal(p, torch.ones_like(p)) for p in (a, b, c))
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
     assert not any(torch.is_tensor(s.get("step")) and s["step"] for s in optimizer.state.values())
-    c.grad = torch.ones(5, device=DEVICE)
+    params[2].grad = dense
     optimizer.step()
-    assert all((p < 1).all() for p in (a, b, c))
+    assert all(not torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
-def test_messages_count_parameters_as_the_group_does():
-    params = [nn.Parameter(torch.ones(3, device=DEVICE)) for _ in range(4)]
-    optimizer = fastcurv.Adam(params)
+@every_optimizer
+def test_messages_count_parameters_as_the_group_does(name):
+    params = [ones(3) for _ in range(4)]
+    optimizer = make(name, params)
     for p in params[2:]:
         p.grad = torch.ones_like(p)
     params[3].grad = torch.ones(3, device=DEVICE).to_sparse()
@@ -215,46 +263,42 @@ def test_sharded_parameters_are_refused_cleanly():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        p = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
-        optimizer = fastcurv.AdamW([p])
-        p.grad = distribute_tensor(torch.ones(4), mesh, [Replicate()])
-        with pytest.raises(TypeError, match=r"params\[0\]: expected a plain tensor, got DTensor.*not supported yet"):
-            optimizer.step()
-        assert not optimizer.state[p]
+        for name in OURS:
+            p = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
+            optimizer = make(name, [p])
+            p.grad = distribute_tensor(torch.ones(4), mesh, [Replicate()])
+            with pytest.raises(
+                TypeError, match=r"params\[0\]: expected a plain tensor, got DTensor.*not supported yet"
+            ):
+                optimizer.step()
+            assert not optimizer.state[p]
     finally:
         torch.distributed.destroy_process_group()
 
 
-def checkpoint(**state):
-    return {
-        "state": {0: state},
-        "param_groups": [{**fastcurv.Adam([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0]}],
-    }
+def saved_by(optimizer, **state):
+    return {"state": {0: state}, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-@pytest.mark.parametrize("state, match", [
-    ({"momentum_buffer": torch.ones(3)}, r"params'\]\[0\]: expected a key 'step', found \['momentum_buffer'\].*cannot make up"),
-    ({"step": torch.tensor(1.0), "exp_avg": torch.ones(3)}, "expected a key 'exp_avg_sq'"),
-    ({"step": 1, "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(3)}, r"'exp_avg' of shape \(3,\), got \(4,\)"),
-])  # fmt: skip
-def test_checkpoints_that_cannot_be_loaded(state, match):
-    p = nn.Parameter(torch.ones(3, device=DEVICE))
-    optimizer = fastcurv.Adam([p], lr=0.5)
-    p.grad = torch.ones_like(p)
+@every_optimizer
+def test_checkpoints_that_cannot_be_loaded(name):
+    """Of another optimizer, of another model, or without something that cannot be made up: nothing is loaded."""
+    p = ones(3, 2)
+    optimizer = make(name, [p], lr=0.5)
+    p.grad = torch.randn_like(p)
     optimizer.step()
     before = {k: v.clone() for k, v in optimizer.state[p].items()}
-    with pytest.raises(ValueError, match=match):
-        optimizer.load_state_dict(checkpoint(**state))
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
-
-
-def test_a_checkpoint_without_the_maximum_starts_it_anew():
-    p = nn.Parameter(torch.ones(3, device=DEVICE))
-    optimizer = fastcurv.Adam([p], amsgrad=True)
-    saved = checkpoint(step=torch.tensor(5.0), exp_avg=torch.ones(3), exp_avg_sq=torch.full((3,), 4.0))
-    saved["param_groups"][0]["amsgrad"] = True
-    optimizer.load_state_dict(saved)
-    p.grad = torch.zeros_like(p)
-    optimizer.step()
-    assert torch.equal(optimizer.state[p]["max_exp_avg_sq"], optimizer.state[p]["exp_avg_sq"])
+    bad = []
+    for key, value in before.items():
+        wrong = torch.ones(7)
+        bad.append(({**before, key: wrong}, rf"params'\]\[0\]: expected '{key}' of shape .*, got \(7,\)"))
+        if key not in optimizer._optional_keys:
+            others = {k: v for k, v in before.items() if k != key} or {"of_another": value}
+            bad.append((others, rf"params'\]\[0\]: expected a key '{key}', found .*cannot make up"))
+    for state, match in bad:
+        saved = saved_by(make(name, [ones(3, 2)], lr=0.25), **state)
+        with pytest.raises(ValueError, match=match):
+            optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["lr"] == 0.5
+        assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
+    assert bad

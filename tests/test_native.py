@@ -9,7 +9,7 @@ from pathlib import Path
 import cases
 import pytest
 import torch
-from cases import adam_case, assert_same_bits
+from cases import assert_same_bits, make_case
 
 import fastcurv
 from fastcurv import _backend, ops
@@ -22,8 +22,8 @@ CASE = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from cases import *
-torch.save([run_adam(adam_case(dtype=d, device=torch.device("cpu"), **adam_options("everything", "cpu")), "cpp").lists for d in DTYPES],
-           sys.argv[1])
+torch.save([run(make_case(op, dtype=d, device=CPU, **options_of(op, name, CPU)), "cpp").arguments
+            for op in OPTIONS for name in OPTIONS[op] for d in DTYPES], sys.argv[1])
 """
 
 
@@ -39,27 +39,27 @@ def child(code, *arguments, **environment):
 @pytest.mark.parametrize("order", ["import torch, fastcurv", "import fastcurv._C, torch, fastcurv"])
 def test_one_openmp_runtime(order):
     pytest.importorskip("threadpoolctl")
-    run = "fastcurv.ops.adam_([torch.ones(99999)], [torch.ones(99999)], [torch.zeros(99999)], [torch.zeros(99999)], [], [torch.zeros(())])"
+    run = "fastcurv.ops.adam_([torch.ones(99999)], [torch.ones(99999)], [torch.zeros(99999)], [torch.zeros(99999)], [], [], [torch.zeros(())])"
     count = "print(sum(p['user_api'] == 'openmp' for p in threadpoolctl.threadpool_info()))"
     assert child(f"{order}; import threadpoolctl; torch.ones(99999).add_(1); {run}; {count}").strip() == "1"
 
 
 def test_thread_count_follows_torch():
     """Measured by CPU time per wall time: one thread cannot use more than one core."""
-    case = adam_case([(1 << 22,)], device=torch.device("cpu"))
+    case = make_case("adam", [(1 << 22,)], device=torch.device("cpu"))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(5):
-            ops.adam_(*case.lists, **case.options, backend="cpp")
+            ops.adam_(*case.arguments, **case.options, backend="cpp")
         assert time.process_time() - cpu <= 1.1 * (time.perf_counter() - wall) + 0.01
     finally:
         torch.set_num_threads(before)
 
 
 def test_gil_is_released_while_computing():
-    case = adam_case([(1 << 24,)], device=torch.device("cpu"))
+    case = make_case("adam", [(1 << 24,)], device=torch.device("cpu"))
     ticks, stop = [], threading.Event()
 
     def tick():
@@ -71,7 +71,7 @@ def test_gil_is_released_while_computing():
     worker.start()
     try:
         start = time.perf_counter()
-        ops.adam_(*case.lists, **case.options, backend="cpp")
+        ops.adam_(*case.arguments, **case.options, backend="cpp")
         end = time.perf_counter()
     finally:
         stop.set()
@@ -81,23 +81,23 @@ def test_gil_is_released_while_computing():
 
 
 def test_fallback_without_the_exchange_api(generator):
-    case = adam_case(generator=generator, device=torch.device("cpu"))
-    expected = cases.run_adam(case, "cpp")
+    case = make_case("adam", generator=generator, device=torch.device("cpu"))
+    expected = cases.run(case, "cpp")
     assert native.exchange_api(), "torch 2.11 and later offer it"
     try:
         native.set_exchange_api(False)
         assert not native.exchange_api()
-        assert_same_bits(cases.run_adam(case, "cpp"), expected)
+        assert_same_bits(cases.run(case, "cpp"), expected)
         with pytest.raises(ValueError, match="expected a dense tensor"):
             ops.adam_(
-                [torch.ones(3)], [torch.ones(3).to_sparse()], [torch.ones(3)], [torch.ones(3)], [], [torch.ones(())]
+                [torch.ones(3)], [torch.ones(3).to_sparse()], [torch.ones(3)], [torch.ones(3)], [], [], [torch.ones(())]
             )
     finally:
         native.set_exchange_api(True)
 
 
 def test_baseline_clone_gives_the_same_bits(tmp_path):
-    """FASTCURV_SIMD=default against what this processor runs otherwise, every dtype."""
+    """FASTCURV_SIMD=default against what this processor runs otherwise: every op, its options, and dtypes."""
     code = CASE.format(tests=str(Path(__file__).parent))
     files = [str(tmp_path / name) for name in ("default", "best")]
     child(code, files[0], FASTCURV_SIMD="default")
@@ -120,24 +120,26 @@ def test_float16_and_bfloat16_conversions_are_exact():
     for dtype in (torch.bfloat16, torch.float16):
         every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
         p, zeros = every.clone(), torch.zeros(1 << 16)
-        ops.adam_([p], [torch.zeros_like(p)], [zeros], [zeros.clone()], [], [torch.zeros(())], lr=0.0, backend="cpp")
+        ops.adam_(
+            [p], [torch.zeros_like(p)], [zeros], [zeros.clone()], [], [], [torch.zeros(())], lr=0.0, backend="cpp"
+        )
         finite = ~every.isnan()
         assert torch.equal(p[finite], every[finite]) and p[~finite].isnan().all()
         # p <- decay p with decay = 1 - 2^-9: the product is not representable, and must be rounded to nearest even.
         p = every.clone()
-        ops.adam_([p], [torch.zeros_like(p)], [zeros], [zeros.clone()], [], [torch.zeros(())], lr=2.0**-9,
+        ops.adam_([p], [torch.zeros_like(p)], [zeros], [zeros.clone()], [], [], [torch.zeros(())], lr=2.0**-9,
                   weight_decay=1.0, decoupled_weight_decay=True, backend="cpp")  # fmt: skip
         assert torch.equal(p[finite], (every.float() * (1 - 2.0**-9)).to(dtype)[finite])
 
 
 def test_workspace_notices_every_change(generator):
     """The cache-key trap: the same address with another size, dtype or stride is another tensor."""
-    space = ops.adam.workspace()
+    space = ops.adam_.workspace()
     base = torch.randn(64, device="cpu")
 
     def lists(param):
         like = torch.zeros_like(param)
-        return [[param], [torch.ones_like(param)], [like], [like.clone()], [], [torch.zeros(())]]
+        return [[param], [torch.ones_like(param)], [like], [like.clone()], [], [], [torch.zeros(())]]
 
     variants = [base, base[:32], base.view(8, 8), base.view(8, 8).t(), base.view(torch.float64), base[1:33], base]
     for param in variants:
@@ -145,12 +147,13 @@ def test_workspace_notices_every_change(generator):
         assert not space.current(chosen)
         prepared = space.prepare(chosen)
         assert space.current(prepared)
-        table = space._device_table(1 << 40, torch.device("cpu"))
-        assert table[8] == param.numel() and table[9] == param.data_ptr()
-        assert space._device_table(1 << 40, torch.device("cpu")) is table
+        table = space.table(1 << 40, torch.device("cpu"))
+        # table.h: eight words, then for each tensor numel, rows, inner, scratch and one pointer per list
+        assert table.words[8] == param.numel() and table.words[12] == param.data_ptr()
+        assert space.table(1 << 40, torch.device("cpu")) is table
         moved = [prepared[0], [torch.ones_like(param)], *prepared[2:]]
         assert space.current(moved)  # another address is no other metadata, but another table
-        assert space._device_table(1 << 40, torch.device("cpu"))[10] == moved[1][0].data_ptr()
+        assert space.table(1 << 40, torch.device("cpu")).words[13] == moved[1][0].data_ptr()
 
 
 def test_import_needs_no_native_extension():

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, adam_case, full
+from cases import CPU, DTYPES, make_case, op_of
 
 from fastcurv import _C, _nvrtc
 
-CPU = torch.device("cpu")
 ARCHITECTURES = (80, 90, 100, 120)
 
 
@@ -27,13 +26,10 @@ needs_nvrtc = pytest.mark.skipif(bool(nvrtc_missing()), reason=nvrtc_missing())
 
 def call(dtype="float32", amsgrad=False, shapes=((3,), (5,))):
     """Positional and keyword arguments of `_C.adam_`, on the CPU."""
-    case = adam_case(shapes, dtype, device=CPU, amsgrad=amsgrad)
-    names = ["params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"]
-    builder = _C.ChunkTable([name != "grads" for name in names])
-    builder.update(case.lists, names, True)
-    table = torch.empty(builder.words(2048), dtype=torch.int64)
-    builder.write(table.data_ptr(), 2048)
-    return [*case.lists, table], full(case.options)
+    case = make_case("adam", shapes, dtype, device=CPU, rule="amsgrad" if amsgrad else "adam")
+    space = op_of("adam").workspace()
+    space.prepare(case.arguments)
+    return [*case.arguments, space.table(2048, CPU)], case.options_in_full
 
 
 def kernel_name(dtype, amsgrad):

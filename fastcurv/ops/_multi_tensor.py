@@ -76,13 +76,24 @@ class MultiTensorOp(Generic[P]):
         lists = [list(arguments.pop(name)) for name in self.lists]
         backend = arguments.pop("backend")
         if _library.must_dispatch(params):
-            numbers, tensors = _library.split_scalars({name: arguments.pop(name) for name in self.scalars})
-            self._dispatch(*lists, **numbers, **arguments, tensors=tensors, backend=backend)
+            self.dispatch(lists, backend, arguments)
         else:
             plain = _check.is_addressable(params[0])
             # Any workspace is right for any lists; this one is likely to match.
             space = self._workspace_at(params[0].data_ptr(), len(params)) if plain else self.workspace()
             self.launch(space, space.prepare(lists), backend, arguments)
+
+    def dispatch(self, lists: Sequence[list[Tensor]], backend: str | None, arguments: dict[str, Any]) -> None:
+        """Runs the op through the dispatcher, as torch.compile has to see it; checks come when it runs.
+
+        Args:
+            lists: The lists.
+            backend: A back end by name, or None for the best.
+            arguments: All keyword arguments of the implementations.
+        """
+        numbers, tensors = _library.split_scalars({name: arguments[name] for name in self.scalars})
+        others = {name: value for name, value in arguments.items() if name not in numbers}
+        self._dispatch(*lists, **numbers, **others, tensors=tensors, backend=backend)
 
     def launch(
         self, space: Workspace, lists: Sequence[list[Tensor]], backend: str | None, arguments: dict[str, Any]

@@ -109,9 +109,11 @@ class MultiTensorOptimizer(Optimizer):
         group = {**self.defaults, **param_group}
         self._op.check_scalars(self._arguments(group))
         if group.get("differentiable"):
+            name = type(self).__name__
+            instead = f"torch.optim.{name}(differentiable=True)" if hasattr(torch.optim, name) else "one of torch.optim"
             raise ValueError(
                 "differentiable=True: the fused step writes its results by address, which autograd cannot follow. "
-                f"Use torch.optim.{type(self).__name__}(differentiable=True) to differentiate through the optimizer"
+                f"Use {instead} to differentiate through the optimizer"
             )
         super().add_param_group(param_group)
 
@@ -223,12 +225,12 @@ class MultiTensorOptimizer(Optimizer):
                     if not self._started(param, keys):
                         self._initialise(param, keys)
                 states = [self.state[param] for param in params]
-                lists = [params, [param.grad for param in params]]
+                lists: list[Any] = [params, [param.grad for param in params]]
                 lists += [[state[key] for state in states] if key else [] for key in keys]
                 arguments = {**self._arguments(group), **self._scaling(device)}
                 if first:
                     arguments["is_first_step"] = True
-                self._op(*lists, **arguments, backend=self.backend)
+                self._op.dispatch(lists, self.backend, arguments)
 
     def _scaling(self, device: torch.device) -> dict[str, Tensor | None]:
         """GradScaler's scale and overflow flag (it sets them as attributes), on the device of the parameters."""
@@ -273,8 +275,8 @@ class MultiTensorOptimizer(Optimizer):
         shape, dtype = _check.template(self._kind(key), param, self._dtype(param))
         if self._kind(key) in ("state", "exact"):
             return _alloc.empty_like(param, dtype=dtype).copy_(value)
-        value = torch.as_tensor(value).detach().to(param.device, dtype, copy=True)
-        return value.reshape(shape).contiguous()
+        copied: Tensor = torch.as_tensor(value).detach().to(param.device, dtype, copy=True)
+        return copied.reshape(shape).contiguous()
 
     def _verify(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
         """Raises unless a state, as a checkpoint holds it, is that of a parameter, or can be completed."""
@@ -333,9 +335,10 @@ class MultiTensorOptimizer(Optimizer):
             handle.remove()
         for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
             for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
-                state = given["state"].get(number, {})
+                # torch's SGD notes None where there is no momentum yet: the next step is then still the first.
+                state = {key: value for key, value in given["state"].get(number, {}).items() if value is not None}
                 for key in filter(None, self._keys(group)):
-                    if state.get(key) is not None:
+                    if key in state:
                         self.state[param][key] = self._copy(key, state[key], param)
                 if state:
                     self._normalise(param, self._keys(group), index)

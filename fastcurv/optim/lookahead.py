@@ -72,6 +72,8 @@ class Lookahead(Optimizer):
         """Adds a group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
 
+    # What is done here depends on a count that changes each time: torch.compile compiles only what is wrapped.
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step of the wrapped optimizer, and on every k-th a slow one.
 
@@ -84,7 +86,12 @@ class Lookahead(Optimizer):
         Raises:
             TypeError, ValueError: On a parameter that has no slow weights here, before anything is written.
         """
-        params = [param for group in self.param_groups for param in group["params"]]
+        params = [
+            param
+            for group in self.param_groups
+            for param in group["params"]
+            if param.is_floating_point() or param.is_complex()  # nobody optimizes whole numbers
+        ]
         for index, param in enumerate(params):
             if param not in self._slow:
                 _check.dense_tensor(param, f"params[{index}]")
@@ -96,6 +103,7 @@ class Lookahead(Optimizer):
                 self._slow_step(params)
         return loss
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _slow_step(self, params: list[Tensor]) -> None:
         members: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for param in params:
@@ -105,9 +113,9 @@ class Lookahead(Optimizer):
                 slow = self._slow[param]
                 if slow.device != param.device or _check.layout(slow) != _check.layout(param):  # moved in between
                     self._slow[param] = _slow_copy(slow, param)
+            lists = [fast, [self._slow[param] for param in fast]]
             space = self._spaces.setdefault(key, lookahead_.workspace())
-            lists = space.prepare([fast, [self._slow[param] for param in fast]])
-            lookahead_.launch(space, lists, self.backend, {"alpha": self.alpha, "found_inf": None})
+            lookahead_.launch(space, space.prepare(lists), self.backend, {"alpha": self.alpha, "found_inf": None})
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's, with the slow weights in it."""

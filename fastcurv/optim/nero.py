@@ -72,9 +72,11 @@ class Nero(MultiTensorOptimizer):
             if param.dim() > 1 and param.numel() > param.shape[0]:
                 with torch.no_grad():
                     neurons = _neurons(param)
-                    neurons = neurons - neurons.mean(dim=1, keepdim=True)
-                    norms = neurons.norm(dim=1, keepdim=True)
-                    param.copy_(torch.where(norms == 0, neurons, neurons / norms).view(param.shape))
+                    centred = neurons - neurons.double().mean(dim=1, keepdim=True).to(neurons.dtype)
+                    norms = centred.norm(dim=1, keepdim=True)
+                    # As in the op: weights that are equal but for rounding become zero.
+                    alike = norms <= 2**-23 * neurons.norm(dim=1, keepdim=True)
+                    param.copy_(torch.where(alike, 0, centred / norms).view(param.shape))
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)

@@ -101,6 +101,13 @@ class Ranger(MultiTensorOptimizer):
             raise ValueError(f"k: expected a whole number of at least 1, got {group['k']!r}")
         super().add_param_group(param_group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the threshold from where checkpoints of the published implementation have it, spelled so."""
+        for group in state.get("param_groups", ()):
+            if "N_sma_threshhold" in group:
+                group.setdefault("n_sma_threshold", group.pop("N_sma_threshhold"))
+        super().__setstate__(state)
+
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)
         return initial.copy_(param) if key == "slow_buffer" else initial

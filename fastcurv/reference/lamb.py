@@ -54,5 +54,5 @@ def lamb_(
         )
         update = m_hat / (v_hat.sqrt() + eps) + weight_decay * theta
         norm, update_norm = theta.norm().item(), update.norm().item()
-        ratio = norm / update_norm if adaptive and norm > 0 and update_norm > 0 else 1.0
+        ratio = norm / update_norm if adaptive and norm != 0 and update_norm != 0 else 1.0
         param.copy_(theta - lr * ratio * update)

@@ -47,7 +47,7 @@ def lars_(
         theta, g = param.to(compute_dtype(param)), gradient(grad, param, maximize, grad_scale)
         norm, grad_norm = theta.norm().item(), g.norm().item()
         ratio = 1.0
-        if adaptive and norm > 0 and grad_norm > 0:
+        if adaptive and norm != 0 and grad_norm != 0:
             ratio = trust_coefficient * norm / (grad_norm + weight_decay * norm + eps)
         g = ratio * (g + weight_decay * theta)
         b = momentum * momentum_buffer.to(g.dtype) + g

@@ -34,8 +34,9 @@ def nero_(
         w &\leftarrow (w - \bar w) / \|w - \bar w\|
 
     the last line with `constraints`, in tensors of two or more dimensions whose neurons have more than one weight.
-    :math:`0 / 0 = 0`; weights that are equal in their first 23 bits count as equal. Half-precision parameters are updated in float32 and rounded once. `table` is for the compiled
-    back ends. Reads `found_inf` and the steps on the host: on a GPU it synchronises.
+    :math:`0 / 0 = 0`; weights that are equal in their first 23 bits count as equal. Half-precision parameters are
+    updated in float32 and rounded once. `table` is for the compiled back ends. Reads `found_inf` and the steps on the
+    host: on a GPU it synchronises.
     """
     if found_inf is not None and found_inf.item():
         return
@@ -52,8 +53,9 @@ def nero_(
         norm = (s / one_minus_power(beta, step.item())).sqrt()
         w = w - lr * scale * torch.where(norm == 0, 0, g / norm)
         if constraints and w.shape[1] > 1:
-            centred = w - w.mean(dim=1, keepdim=True)
-            norm = centred.norm(dim=1, keepdim=True)
-            alike = norm <= 2**-23 * w.norm(dim=1, keepdim=True)
-            w = torch.where(alike, 0, centred / norm)
+            whole = w.norm(dim=1, keepdim=True)
+            w = w - w.double().mean(dim=1, keepdim=True).to(w.dtype)
+            norm = w.norm(dim=1, keepdim=True)
+            # Weights that are equal in their first 23 bits have no direction but that of their rounding.
+            w = torch.where(norm <= 2**-23 * whole, 0, w / norm)
         param.copy_(w.reshape(param.shape))
