@@ -5,7 +5,8 @@
 //   w = (w - mean) / |w - mean|     with constraints, in rows of two or more elements
 //
 // w - r g is linear in what is known of the row, so that its mean and norm follow from five sums over w and g: a row is
-// gone through twice, not four times. Source: Liu, Bernstein et al. (2021), Algorithm 1; spec nero 1.5 and 3. Bytes per
+// gone through twice, not four times. The sums are double: in float64 the norm is off by (|w| / |w - mean|)^2 roundings,
+// which the constraints keep at one or two. Source: Liu, Bernstein et al. (2021), Algorithm 1; spec nero 1.5 and 3. Bytes per
 // element with float32 storage: 12, or 20 where a row does not stay in the cache; 22 flops.
 #pragma once
 #include "rule.h"

@@ -81,10 +81,10 @@ FC_INLINE void update_run(const typename Rule::Coefficients& c, const typename R
 }
 
 // Adds lane j + w to lane j for w = half, quarter, ...: lane 0 is then the sum.
+template <int w = kLanes / 2>
 FC_INLINE void add_lanes(double* lanes) {
-  for (int w = kLanes / 2; w > 0; w /= 2) {
-    for (int j = 0; j < w; ++j) lanes[j] += lanes[j + w];
-  }
+  for (int j = 0; j < w; ++j) lanes[j] += lanes[j + w];
+  if constexpr (w > 1) add_lanes<w / 2>(lanes);
 }
 
 // Adds the terms of kLanes elements to the lanes, or at the end of a row those of the first `width` of them. The first
