@@ -5,9 +5,9 @@
 //   w = (w - mean) / |w - mean|     with constraints, in rows of two or more elements
 //
 // w - r g is linear in what is known of the row, so that its mean and norm follow from five sums over w and g: a row is
-// gone through twice, not four times. The sums are double: in float64 the norm is off by (|w| / |w - mean|)^2 roundings,
-// which the constraints keep at one or two. Source: Liu, Bernstein et al. (2021), Algorithm 1; spec nero 1.5 and 3. Bytes per
-// element with float32 storage: 12, or 20 where a row does not stay in the cache; 22 flops.
+// gone through twice, not four times. The sums are double: in float64 the norm is off by (|w| / |w - mean|)^2
+// roundings, which the constraints keep at one or two. Source: Liu, Bernstein et al. (2021), Algorithm 1; spec nero 1.5
+// and 3. Bytes per element with float32 storage: 12, or 20 where a row does not stay in the cache; 22 flops.
 #pragma once
 #include "rule.h"
 
@@ -34,7 +34,7 @@ struct NeroRule : NeroOp, SteppingRule<Param, State, NeroOp::kStep> {
     bool constraints;
   };
   struct Row {
-    T rate, mean, inverse_norm;
+    T rate, mean, mean_rest, inverse_norm;  // mean_rest: what rounding took from the mean
   };
 
   static FC_INLINE Coefficients coefficients(const Args& args, const Table& table, long long tensor) {
@@ -62,21 +62,23 @@ struct NeroRule : NeroOp, SteppingRule<Param, State, NeroOp::kStep> {
     *average = static_cast<T>(s);
     const double scale = static_cast<double>(*table.pointer<T>(tensor, kScale));
     const double norm = square_root(s / c.correction);
-    Row out = {static_cast<T>(norm == 0.0 ? 0.0 : c.lr * scale / norm), T(0), T(1)};
+    Row out = {static_cast<T>(norm == 0.0 ? 0.0 : c.lr * scale / norm), T(0), T(0), T(1)};
     if (!c.constraints || length == 1) return out;
     const double rate = static_cast<double>(out.rate), n = static_cast<double>(length);
     const double mean = (sums[0] - rate * sums[1]) / n;
     const double square = sums[2] - rate * (2.0 * sums[3] - rate * sums[4]);
     const double centred = square - n * mean * mean;
     out.mean = static_cast<T>(mean);
+    out.mean_rest = static_cast<T>(mean - static_cast<double>(out.mean));
     // Weights that are equal in their first 23 bits have no direction but that of their rounding.
     out.inverse_norm = static_cast<T>(centred <= kAlike * square ? 0.0 : 1.0 / square_root(centred));
     return out;
   }
-  static FC_INLINE Row no_row(const Coefficients&) { return {T(0), T(0), T(1)}; }
+  static FC_INLINE Row no_row(const Coefficients&) { return {T(0), T(0), T(0), T(1)}; }
 
   static FC_INLINE void element(const Coefficients& c, const Row& row, T* x) {
-    x[kParam] = (x[kParam] - row.rate * (x[kGrad] * c.grad_factor) - row.mean) * row.inverse_norm;
+    const T w = x[kParam] - row.rate * (x[kGrad] * c.grad_factor);
+    x[kParam] = (w - row.mean - row.mean_rest) * row.inverse_norm;
   }
 
  private:
