@@ -33,8 +33,11 @@ struct NeroRule : NeroOp, SteppingRule<Param, State, NeroOp::kStep> {
     double lr, beta, correction;
     bool constraints;
   };
+  // An element is updated in double and rounded once: where a row's weights are nearly equal, its norm would not be
+  // that of weights which had been rounded in between.
+  using RowValue = double;
   struct Row {
-    T rate, mean, mean_rest, inverse_norm;  // mean_rest: what rounding took from the mean
+    double rate, mean, inverse_norm;
   };
 
   static FC_INLINE Coefficients coefficients(const Args& args, const Table& table, long long tensor) {
@@ -62,23 +65,21 @@ struct NeroRule : NeroOp, SteppingRule<Param, State, NeroOp::kStep> {
     *average = static_cast<T>(s);
     const double scale = static_cast<double>(*table.pointer<T>(tensor, kScale));
     const double norm = square_root(s / c.correction);
-    Row out = {static_cast<T>(norm == 0.0 ? 0.0 : c.lr * scale / norm), T(0), T(0), T(1)};
+    Row out = {norm == 0.0 ? 0.0 : c.lr * scale / norm, 0.0, 1.0};
     if (!c.constraints || length == 1) return out;
-    const double rate = static_cast<double>(out.rate), n = static_cast<double>(length);
-    const double mean = (sums[0] - rate * sums[1]) / n;
-    const double square = sums[2] - rate * (2.0 * sums[3] - rate * sums[4]);
-    const double centred = square - n * mean * mean;
-    out.mean = static_cast<T>(mean);
-    out.mean_rest = static_cast<T>(mean - static_cast<double>(out.mean));
-    // Weights that are equal in their first 23 bits have no direction but that of their rounding.
-    out.inverse_norm = static_cast<T>(centred <= kAlike * square ? 0.0 : 1.0 / square_root(centred));
+    const double n = static_cast<double>(length);
+    out.mean = (sums[0] - out.rate * sums[1]) / n;
+    const double square = sums[2] - out.rate * (2.0 * sums[3] - out.rate * sums[4]);
+    const double centred = square - n * out.mean * out.mean;
+    // Weights that are equal in their first 23 bits have no direction but that of their rounding: they become zero.
+    out.inverse_norm = centred <= kAlike * square ? 0.0 : 1.0 / square_root(centred);
     return out;
   }
-  static FC_INLINE Row no_row(const Coefficients&) { return {T(0), T(0), T(0), T(1)}; }
+  static FC_INLINE Row no_row(const Coefficients&) { return {0.0, 0.0, 1.0}; }
 
   static FC_INLINE void element(const Coefficients& c, const Row& row, T* x) {
-    const T w = x[kParam] - row.rate * (x[kGrad] * c.grad_factor);
-    x[kParam] = (w - row.mean - row.mean_rest) * row.inverse_norm;
+    const double w = static_cast<double>(x[kParam]), g = static_cast<double>(x[kGrad] * c.grad_factor);
+    x[kParam] = static_cast<T>((w - row.rate * g - row.mean) * row.inverse_norm);
   }
 
  private:

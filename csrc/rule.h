@@ -21,7 +21,7 @@
 //                                      what an element adds to each sum
 //   Row, row(c, sums, length, table, tensor, row), no_row(c)
 //                                      what element() is to know of its row, from the sums; row() is called once for
-//                                      each row. Row is plain data of at most kRowWords doubles.
+//                                      each row. Row has only members of type RowValue, and at most kRowWords doubles.
 //
 // Functions are FC_INLINE and use nothing standard, so that every compiler makes the same of them.
 #pragma once
@@ -66,6 +66,7 @@ struct ElementRule {
   using Param = Param_;
   using State = State_;
   using T = typename Compute<Param>::type;
+  using RowValue = T;
   static constexpr unsigned int kExactLists = 0, kRare = 0, kFirstReads = 0, kFirstWrites = 0;
   static constexpr int kSums = 0;
   struct Row {};

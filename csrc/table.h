@@ -35,7 +35,7 @@ constexpr int kLanes = 32;
 constexpr long long kSegment = 2048;
 constexpr long long kGroup = 8;    // segments
 constexpr long long kTile = 8192;  // elements that a chunk of whole rows has at the most, where it has several
-constexpr long long kTileRows = 1024;
+constexpr long long kTileRows = 512;
 constexpr long long kLocalRow = 32768;
 
 struct Rows {
