@@ -25,7 +25,7 @@ def record_at(table_ptr, tensor, LISTS: tl.constexpr):
 @triton.jit
 def rows_per_chunk(inner):
     """Whole rows of a chunk of a tensor with local rows."""
-    most = tl.minimum(_TILE // inner, _TILE_ROWS)
+    most = tl.minimum(tl.full([], _TILE, tl.int64) // inner, _TILE_ROWS)
     return tl.where(most < 1, 1, tl.where(most < 8, most, most // 8 * 8))
 
 
