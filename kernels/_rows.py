@@ -87,9 +87,10 @@ def sum_segments(
         STEPS: Columns of a tile, over 32.
     """
     lanes = _zeros(ROWS, SUMS)
+    # Counted in tiles: that a number is a multiple of 8 is forgotten where it is carried around a loop.
     i = length * 0
-    while (i < SEGMENT) & (i < length):
-        element = begin[:, None] + (i + tl.arange(0, LANES * STEPS))[None, :]
+    while (i * (LANES * STEPS) < SEGMENT) & (i * (LANES * STEPS) < length):
+        element = begin[:, None] + (i * (LANES * STEPS) + tl.arange(0, LANES * STEPS))[None, :]
         mask = element < length
         if len(layout) == 0:
             offsets = row[:, None] * length + element
@@ -97,7 +98,7 @@ def sum_segments(
             offsets = (element // layout[1] * layout[0] + row[:, None]) * layout[1] + element % layout[1]
         terms = FIRST(lists, offsets, mask, c, OPTIONS, COMPUTE)
         lanes = _add_steps(lanes, terms, mask, ROWS, STEPS)
-        i += LANES * STEPS
+        i += 1
     return _add_halves(lanes, ROWS)
 
 
@@ -116,9 +117,9 @@ def sum_row(
 ):
     """The sums over one contiguous row of at most 32 segments, as scalars; arguments as above."""
     lanes = _zeros(1, SUMS)
-    start = length * 0
-    while start < length:
-        begin = start + tl.arange(0, ROWS) * SEGMENT
+    tile = length * 0
+    while tile * (ROWS * SEGMENT) < length:
+        begin = tile * (ROWS * SEGMENT) + tl.arange(0, ROWS) * SEGMENT
         sums = sum_segments(lists, row + begin * 0, begin, length, (), c, FIRST, SUMS, OPTIONS, COMPUTE, ROWS, STEPS)
         # Segment s to lane s: nothing but zeros is added to what a lane holds.
         own = (begin // SEGMENT)[:, None] == tl.arange(0, LANES)[None, :]
@@ -126,7 +127,7 @@ def sum_row(
         for i in tl.static_range(SUMS):
             added = added + (lanes[i] + tl.sum(tl.where(own, sums[i][:, None], 0.0), axis=0)[None, :],)
         lanes = added
-        start += ROWS * SEGMENT
+        tile += 1
     scalars = ()
     for total in tl.static_range(SUMS):
         scalars = scalars + (tl.sum(_add_halves(lanes, 1)[total], axis=0),)
@@ -157,13 +158,16 @@ def partials_kernel(
     per_row = (length + SEGMENT - 1) // SEGMENT
     segment = group * GROUP + tl.arange(0, GROUP)
     row = segment // per_row
-    begin = tl.where(row < count, segment % per_row * SEGMENT, length)
+    begin = segment % per_row * SEGMENT
     aligned = (inner == length) & (length % 8 == 0) & (misalignment(record_ptr, inner * 0, TYPES) == 0)
     if aligned:
         lists = pointers(record_ptr, inner * 0, TYPES, True)
-        sums = sum_segments(lists, row, begin, length // 8 * 8, (), c, FIRST, SUMS, OPTIONS, COMPUTE, GROUP, 4)
+        whole = length // 8 * 8
+        begin = tl.where(row < count, begin, whole)
+        sums = sum_segments(lists, row, begin, whole, (), c, FIRST, SUMS, OPTIONS, COMPUTE, GROUP, 4)
     else:
         lists = pointers(record_ptr, inner * 0, TYPES, False)
+        begin = tl.where(row < count, begin, length)
         sums = sum_segments(lists, row, begin, length, (count, inner), c, FIRST, SUMS, OPTIONS, COMPUTE, GROUP, 4)
     scratch_ptr = scratch_of(table_ptr, record_ptr) + segment * ROW_WORDS
     for i in tl.static_range(SUMS):

@@ -94,11 +94,11 @@ def _update_tiles(
         sums = sum_segments(lists, row, begin, length, (), c, FIRST, SUMS, OPTIONS, COMPUTE, ROWS, STEPS)
         values = _columns(ROW(c, sums, length, record_ptr, first_row + row, row < rows, OPTIONS, COMPUTE))
         tl.debug_barrier()  # what FIRST wrote may be read by other threads
-        column = length * 0
-        while column < length:
-            element = begin[:, None] + (column + tl.arange(0, 32 * STEPS))[None, :]
+        i = length * 0
+        while i * (32 * STEPS) < length:
+            element = begin[:, None] + (i * (32 * STEPS) + tl.arange(0, 32 * STEPS))[None, :]
             UPDATE(lists, row[:, None] * length + element, element < length, c, values, OPTIONS, COMPUTE)
-            column += 32 * STEPS
+            i += 1
         start += ROWS
 
 
@@ -259,13 +259,14 @@ def _update_chunk_of_rows(
             values = kept_row(table_ptr, record_ptr, runs % tl.maximum(count, 1), count > 0, NO_ROW, COMPUTE)
             _update_run(record_ptr, first, end - first, c, values, UPDATE, TYPES, OPTIONS, COMPUTE, BLOCK)
         else:
-            lists = pointers(record_ptr, first * 0, TYPES, False)
-            while first < end:
-                offsets = first + tl.arange(0, BLOCK)
-                mask = offsets < end
-                values = kept_row(table_ptr, record_ptr, offsets // inner % count, mask, NO_ROW, COMPUTE)
+            lists = pointers(record_ptr, first, TYPES, False)
+            start = (end - first).to(tl.int32) * 0
+            while start < end - first:
+                offsets = start + tl.arange(0, BLOCK)
+                mask = offsets < end - first
+                values = kept_row(table_ptr, record_ptr, (first + offsets) // inner % count, mask, NO_ROW, COMPUTE)
                 UPDATE(lists, offsets, mask, c, values, OPTIONS, COMPUTE)
-                first += BLOCK
+                start += BLOCK
 
 
 @triton.jit(do_not_specialize=["scalars"])
