@@ -24,8 +24,8 @@ def record_at(table_ptr, tensor, LISTS: tl.constexpr):
 
 @triton.jit
 def rows_per_chunk(inner):
-    """Whole rows of a chunk of a tensor with local rows."""
-    most = tl.minimum(tl.full([], _TILE, tl.int64) // inner, _TILE_ROWS)
+    """Whole rows of a chunk of a tensor with local rows, which fit into 32 bits."""
+    most = tl.minimum(tl.full([], _TILE, tl.int32) // inner.to(tl.int32), _TILE_ROWS)
     return tl.where(most < 1, 1, tl.where(most < 8, most, most // 8 * 8))
 
 

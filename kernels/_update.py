@@ -23,11 +23,11 @@ _TYPES = {
     torch.float16: tl.float16,
 }
 
-# The interpreter pays per program and per operation, a GPU per register. SHORT: rows of a tile for rows of at most
-# _SHORT elements.
+# The interpreter pays per program and per operation, a GPU per register. ROWS: of a tile of rows of at most _SHORT
+# elements, so that each of 128 threads has 16 bytes of every list.
 _INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 BLOCK = 8192 if _INTERPRETING else 1024
-SHORT_ROWS = 256 if _INTERPRETING else 32
+ROWS = 128 if _INTERPRETING else 32
 _SHORT = tl.constexpr(256)
 
 
@@ -103,6 +103,33 @@ def _update_tiles(
 
 
 @triton.jit
+def _update_rows(
+    aligned,
+    record_ptr,
+    first,
+    first_row,
+    rows,
+    length,
+    c,
+    UPDATE: tl.constexpr,
+    FIRST: tl.constexpr,
+    SUMS: tl.constexpr,
+    ROW: tl.constexpr,
+    TYPES: tl.constexpr,
+    OPTIONS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    if aligned:
+        _update_tiles(record_ptr, first, first_row, rows, length, c, UPDATE, FIRST, SUMS, ROW, TYPES, OPTIONS, COMPUTE,
+                      ROWS, STEPS, True)  # fmt: skip
+    else:
+        _update_tiles(record_ptr, first, first_row, rows, length, c, UPDATE, FIRST, SUMS, ROW, TYPES, OPTIONS, COMPUTE,
+                      ROWS, STEPS, False)  # fmt: skip
+
+
+@triton.jit
 def _update_run(
     record_ptr,
     first,
@@ -146,7 +173,7 @@ def _update_chunk_of_rows(
     OPTIONS: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
-    SHORT_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     count, inner, length = rows_of(record_ptr)
     if (count > 0) & (tl.load(record_ptr + 3) == 0):
@@ -163,91 +190,20 @@ def _update_chunk_of_rows(
                 begin = first + row * length
                 if aligned:
                     lists = pointers(record_ptr, begin, TYPES, True)
-                    sums = sum_row(lists, 0, short // 8 * 8, c, FIRST, SUMS, OPTIONS, COMPUTE, 8, 4)
+                    sums = sum_row(lists, 0, short // 8 * 8, c, FIRST, SUMS, OPTIONS, COMPUTE, ROWS // 4, 4)
                 else:
                     lists = pointers(record_ptr, begin, TYPES, False)
-                    sums = sum_row(lists, 0, short, c, FIRST, SUMS, OPTIONS, COMPUTE, 8, 4)
+                    sums = sum_row(lists, 0, short, c, FIRST, SUMS, OPTIONS, COMPUTE, ROWS // 4, 4)
                 values = ROW(c, sums, length, record_ptr, first_row + row, True, OPTIONS, COMPUTE)
                 tl.debug_barrier()
                 _update_run(record_ptr, begin, short, c, values, UPDATE, TYPES, OPTIONS, COMPUTE, BLOCK)
                 row += 1
         elif length > _SHORT:
-            if aligned:
-                _update_tiles(
-                    record_ptr,
-                    first,
-                    first_row,
-                    rows,
-                    short,
-                    c,
-                    UPDATE,
-                    FIRST,
-                    SUMS,
-                    ROW,
-                    TYPES,
-                    OPTIONS,
-                    COMPUTE,
-                    8,
-                    4,
-                    True,
-                )
-            else:
-                _update_tiles(
-                    record_ptr,
-                    first,
-                    first_row,
-                    rows,
-                    short,
-                    c,
-                    UPDATE,
-                    FIRST,
-                    SUMS,
-                    ROW,
-                    TYPES,
-                    OPTIONS,
-                    COMPUTE,
-                    8,
-                    4,
-                    False,
-                )
-        elif aligned:
-            _update_tiles(
-                record_ptr,
-                first,
-                first_row,
-                rows,
-                short,
-                c,
-                UPDATE,
-                FIRST,
-                SUMS,
-                ROW,
-                TYPES,
-                OPTIONS,
-                COMPUTE,
-                SHORT_ROWS,
-                1,
-                True,
-            )
+            _update_rows(aligned, record_ptr, first, first_row, rows, short, c, UPDATE, FIRST, SUMS, ROW, TYPES,
+                         OPTIONS, COMPUTE, ROWS // 4, 4)  # fmt: skip
         else:
-            _update_tiles(
-                record_ptr,
-                first,
-                first_row,
-                rows,
-                short,
-                c,
-                UPDATE,
-                FIRST,
-                SUMS,
-                ROW,
-                TYPES,
-                OPTIONS,
-                COMPUTE,
-                SHORT_ROWS,
-                1,
-                False,
-            )
+            _update_rows(aligned, record_ptr, first, first_row, rows, short, c, UPDATE, FIRST, SUMS, ROW, TYPES,
+                         OPTIONS, COMPUTE, ROWS, 1)  # fmt: skip
     else:
         # Any elements: their rows, if they have any, are known.
         chunk = tl.load(table_ptr + 3)
@@ -287,7 +243,7 @@ def update_kernel(
     MAXIMIZE: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
-    SHORT_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Updates the elements of a chunk: one program each."""
     if found_inf_ptr is not None:
@@ -311,7 +267,7 @@ def update_kernel(
                 OPTIONS,
                 COMPUTE,
                 BLOCK,
-                SHORT_ROWS,
+                ROWS,
             )
         else:
             chunk = tl.load(table_ptr + 3)
@@ -359,6 +315,8 @@ def launches(
         "COMPUTE": compute,
         "num_warps": 4,
         "enable_fp_fusion": False,
+        # Left to itself ptxas spills a few bytes of the larger kernels to fit one more block into a multiprocessor.
+        "maxnreg": 255 if rule.first else None,
     }
     before = [(partials_kernel, {"FIRST": rule.first}), (finish_kernel, {"ROW": rule.row})] if partials else []
     update = {
@@ -368,7 +326,7 @@ def launches(
         "ROW": rule.row,
         "NO_ROW": rule.no_row,
         "BLOCK": BLOCK,
-        "SHORT_ROWS": SHORT_ROWS,
+        "ROWS": ROWS if _INTERPRETING or any(t and t.primitive_bitwidth == 16 for t in types.values()) else ROWS // 2,
     }
     return [
         *((kernel, partials, arguments, {**common, **own}) for kernel, own in before),
