@@ -34,8 +34,9 @@ def nero_(
         w &\leftarrow (w - \bar w) / \|w - \bar w\|
 
     the last line with `constraints`, in tensors of two or more dimensions whose neurons have more than one weight.
-    :math:`0 / 0 = 0`; weights that are equal in their first 23 bits count as equal. Half-precision parameters are updated in float32 and rounded once. `table` is for the compiled
-    back ends. Reads `found_inf` and the steps on the host: on a GPU it synchronises.
+    :math:`0 / 0 = 0`; weights that are equal in their first 23 bits count as equal. Half-precision parameters are
+    updated in float32 and rounded once. `table` is for the compiled back ends. Reads `found_inf` and the steps on the
+    host: on a GPU it synchronises.
     """
     if found_inf is not None and found_inf.item():
         return
