@@ -1,19 +1,15 @@
-"""What the Triton kernels over chunk tables share. The table's layout is described in csrc/table.h."""
+"""Hyper-parameters, storage formats and IEEE arithmetic of the Triton kernels: csrc/numeric.h, schedule.h and rule.h.
+
+Operations and their order are those of the C++ sources, so that the bits are the same.
+"""
 
 from __future__ import annotations
 
-import os
 import struct
 
 import triton
 import triton.language as tl
 from torch import Tensor
-
-_HEADER = tl.constexpr(8)
-_TICKET = tl.constexpr(4)
-
-# The interpreter pays per program and per operation, a GPU per register.
-BLOCK = 8192 if os.environ.get("TRITON_INTERPRET", "0") == "1" else 1024
 
 # Triton makes a float argument fp32, and gives an integer below 2^31 another type and so another compiled kernel.
 # Doubles therefore travel as their bits, exclusive-or a pattern that no finite double brings near zero.
@@ -29,12 +25,6 @@ def scalar(value: float | Tensor) -> int | Tensor:
     return int(struct.unpack("<q", struct.pack("<d", float(value)))[0] ^ _PATTERN.value)
 
 
-def chunks(table: Tensor, tensors: int, lists: int) -> int:
-    """Number of chunks of a table, from its length (it may be in device memory)."""
-    header: int = _HEADER.value
-    return table.numel() - header - tensors * (1 + lists)
-
-
 @triton.jit
 def read_scalar(argument):
     """The double behind an argument made by `scalar`."""
@@ -46,15 +36,39 @@ def read_scalar(argument):
 
 
 @triton.jit
-def one_minus_power(beta, exponent):
-    """1 - beta^exponent in float64 by the operations of csrc/numeric.h, so that the bits are the same."""
-    result = beta * 0.0
+def one_minus_power(beta, exponent, largest):
+    """1 - beta^exponent in float64 by the operations of csrc/numeric.h; `largest` is that of the exponents."""
+    result = exponent.to(tl.float64) * 0.0
     power = 1.0 - beta
-    while exponent > 0:
+    while largest > 0:
         result = tl.where((exponent & 1) == 1, result + power * (1.0 - result), result)
         power = power * (2.0 - power)
         exponent = exponent >> 1
+        largest = largest >> 1
     return result
+
+
+@triton.jit
+def rectification(beta2, step):
+    """RAdam's length of the average and factor of the step, by the operations of csrc/schedule.h."""
+    longest = 2.0 / (1.0 - beta2) - 1.0
+    correction = one_minus_power(beta2, step, step)
+    length = longest - 2.0 * step.to(tl.float64) * (1.0 - correction) / correction
+    # Where there is no factor, any values do that have a square root.
+    defined = length > 4.0
+    near = tl.where(defined, length, 5.0)
+    far = tl.where(defined, longest, 6.0)
+    ratio = (near - 4.0) * (near - 2.0) * far / ((far - 4.0) * (far - 2.0) * near)
+    return length, tl.where(defined, tl.sqrt(ratio), 1.0)
+
+
+@triton.jit
+def grad_factor(grad_scale_ptr, MAXIMIZE: tl.constexpr):
+    """What a gradient is multiplied by before all else."""
+    factor = tl.full([], -1.0 if MAXIMIZE else 1.0, tl.float64)
+    if grad_scale_ptr is not None:
+        factor = factor / tl.load(grad_scale_ptr).to(tl.float64)
+    return factor
 
 
 @triton.jit
@@ -113,19 +127,18 @@ def rounded(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def advance_steps(table_ptr, LISTS: tl.constexpr, STEP_LIST: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds one to every tensor's step, once all programs have read theirs: the last one to arrive does it."""
-    # Every warp of this program must have read its step before the ticket is drawn.
-    tl.debug_barrier()
-    ticket = tl.atomic_add(table_ptr + _TICKET, 1)
-    if ticket == tl.num_programs(0) - 1:
-        tensors = tl.load(table_ptr)
-        start = tensors * 0
-        while start < tensors:
-            index = start + tl.arange(0, BLOCK)
-            mask = index < tensors
-            address = tl.load(table_ptr + _HEADER + index * (1 + LISTS) + 1 + STEP_LIST, mask=mask, other=0)
-            step_ptr = address.to(tl.pointer_type(tl.float32))
-            tl.store(step_ptr, tl.load(step_ptr, mask=mask, other=0.0) + 1.0, mask=mask)
-            start += BLOCK
-        tl.store(table_ptr + _TICKET, tensors * 0)
+def load(pointer, offsets, mask, COMPUTE: tl.constexpr):
+    """Values in the arithmetic dtype."""
+    return widened(tl.load(pointer + offsets, mask=mask), COMPUTE)
+
+
+@triton.jit
+def store(pointer, offsets, value, mask):
+    """Stores values, rounded to nearest even."""
+    tl.store(pointer + offsets, rounded(value, pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def stored(pointer, value, COMPUTE: tl.constexpr):
+    """A value as it comes back from storage."""
+    return widened(rounded(value, pointer.dtype.element_ty), COMPUTE)

@@ -1,4 +1,4 @@
-"""Adam, AdamW and AMSGrad in Triton: the formula of csrc/adam_rule.h, over a chunk table, in one launch.
+"""The Adam family in Triton: the formulas of csrc/adam_rule.h, over a chunk table, in one launch.
 
 p <- d p - c m / (sqrt(u) + e). Moves 28 bytes per float32 element (36 with AMSGrad), 13 flops. One program per chunk;
 hyper-parameters are run-time arguments, never constexpr.
@@ -6,204 +6,141 @@ hyper-parameters are run-time arguments, never constexpr.
 
 from __future__ import annotations
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._common import (
-    BLOCK,
-    advance_steps,
-    chunks,
     divide,
+    load,
     maximum,
     one_minus_power,
     read_scalar,
-    rounded,
-    scalar,
+    rectification,
     square_root,
-    widened,
+    store,
 )
+from ._table import RECORD, advance_step, step_of
+from ._update import Rule, launch
 
-_TYPES = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
+_LISTS = tl.constexpr(7)
+_MU_PRODUCT = tl.constexpr(5)
 
 
 @triton.jit
-def _update(
-    param_ptr,
-    grad_ptr,
-    exp_avg_ptr,
-    exp_avg_sq_ptr,
-    max_exp_avg_sq_ptr,
-    offsets,
-    mask,
-    grad_factor,
-    l2,
-    decay,
-    beta1,
-    one_minus_beta1,
-    beta2,
-    one_minus_beta2,
-    step_size,
-    eps,
-    PARAM: tl.constexpr,
-    STATE: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-):
-    p = widened(tl.load(param_ptr + offsets, mask=mask), COMPUTE)
-    g = widened(tl.load(grad_ptr + offsets, mask=mask), COMPUTE)
-    m = widened(tl.load(exp_avg_ptr + offsets, mask=mask), COMPUTE)
-    v = widened(tl.load(exp_avg_sq_ptr + offsets, mask=mask), COMPUTE)
+def _momentum(scalars, step, largest):
+    """NAdam's momentum at steps."""
+    return read_scalar(scalars[1]) * (0.5 + 0.5 * one_minus_power(read_scalar(scalars[5]), step, largest))
+
+
+@triton.jit
+def _coefficients(record_ptr, scalars, grad_factor, OPTIONS: tl.constexpr, COMPUTE: tl.constexpr):
+    """OPTIONS: rule, decoupled weight decay."""
+    RULE: tl.constexpr = OPTIONS[0]
+    step = step_of(record_ptr, _LISTS)
+    lr = read_scalar(scalars[0])
+    beta1 = read_scalar(scalars[1])
+    beta2 = read_scalar(scalars[2])
+    weight_decay = read_scalar(scalars[4])
+    correction1 = one_minus_power(beta1, step, step)
+    root2 = tl.sqrt(one_minus_power(beta2, step, step))
+    l2 = weight_decay
+    decay = lr * 0.0 + 1.0
+    if OPTIONS[1]:
+        l2 = weight_decay * 0.0
+        decay = 1.0 - lr * weight_decay
+    step_size = lr * root2 / correction1
+    grad_step_size = lr * 0.0
+    epsilon = read_scalar(scalars[3]) * root2
+    is_rectified = step > 0
+    if RULE == "radam":
+        length, factor = rectification(beta2, step)
+        is_rectified = length > 5.0
+        step_size = tl.where(is_rectified, lr * root2 * factor / correction1, lr / correction1)
+        epsilon = read_scalar(scalars[3])
+    if RULE == "nadam":
+        momentum = _momentum(scalars, step, step)
+        following = _momentum(scalars, step + 1, step + 1)
+        mu_product_ptr = tl.load(record_ptr + RECORD + _MU_PRODUCT).to(tl.pointer_type(tl.float32))
+        product = (tl.load(mu_product_ptr) * momentum.to(tl.float32)).to(tl.float64)
+        step_size = lr * root2 * following / (1.0 - product * following)
+        grad_step_size = lr * root2 * (1.0 - momentum) / (1.0 - product)
+    return (
+        grad_factor.to(COMPUTE),
+        l2.to(COMPUTE),
+        decay.to(COMPUTE),
+        beta1.to(COMPUTE),
+        (1.0 - beta1).to(COMPUTE),
+        beta2.to(COMPUTE),
+        (1.0 - beta2).to(COMPUTE),
+        step_size.to(COMPUTE),
+        epsilon.to(COMPUTE),
+        grad_step_size.to(COMPUTE),
+        is_rectified,
+    )
+
+
+@triton.jit
+def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.constexpr):
+    RULE: tl.constexpr = OPTIONS[0]
+    (
+        grad_factor,
+        l2,
+        decay,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        step_size,
+        eps,
+        grad_step_size,
+        rectified,
+    ) = c
+    p = load(lists[0], offsets, mask, COMPUTE)
+    g = load(lists[1], offsets, mask, COMPUTE)
+    m = load(lists[2], offsets, mask, COMPUTE)
+    v = load(lists[3], offsets, mask, COMPUTE)
     g = g * grad_factor
     g = tl.where(l2 != 0, g + l2 * p, g)
     m = beta1 * m + one_minus_beta1 * g
-    v = beta2 * v + one_minus_beta2 * (g * g)
+    square = g * g
+    if RULE == "yogi":
+        v = v - one_minus_beta2 * tl.where(v > square, square, tl.where(v < square, -square, square * 0.0))
+    else:
+        v = beta2 * v + one_minus_beta2 * square
     u = v
-    if AMSGRAD:
-        u = maximum(widened(tl.load(max_exp_avg_sq_ptr + offsets, mask=mask), COMPUTE), v)
-        tl.store(max_exp_avg_sq_ptr + offsets, rounded(u, STATE), mask=mask)
-    p = decay * p - step_size * divide(m, square_root(u) + eps)
-    tl.store(param_ptr + offsets, rounded(p, PARAM), mask=mask)
-    tl.store(exp_avg_ptr + offsets, rounded(m, STATE), mask=mask)
-    tl.store(exp_avg_sq_ptr + offsets, rounded(v, STATE), mask=mask)
+    if RULE == "amsgrad":
+        u = maximum(load(lists[4], offsets, mask, COMPUTE), v)
+        store(lists[4], offsets, u, mask)
+    denominator = square_root(u) + eps
+    if RULE == "radam":
+        denominator = tl.where(rectified, denominator, 1.0)
+    if RULE == "nadam":
+        p = decay * p - divide(step_size * m + grad_step_size * g, denominator)
+    else:
+        p = decay * p - step_size * divide(m, denominator)
+    store(lists[0], offsets, p, mask)
+    store(lists[2], offsets, m, mask)
+    store(lists[3], offsets, v, mask)
 
 
-@triton.jit(do_not_specialize=["lr", "beta1", "beta2", "eps", "weight_decay"])
-def _adam_kernel(
-    table_ptr,
-    lr,
-    beta1,
-    beta2,
-    eps,
-    weight_decay,
-    grad_scale_ptr,
-    found_inf_ptr,
-    PARAM: tl.constexpr,
-    STATE: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    LISTS: tl.constexpr = 6
-    if found_inf_ptr is not None:
-        if tl.load(found_inf_ptr) != 0:
-            return
-    program = tl.program_id(0)
-    if program < tl.load(table_ptr + 1):
-        tensors = tl.load(table_ptr)
-        chunk_elements = tl.load(table_ptr + 3)
-        word = tl.load(table_ptr + 8 + tensors * (1 + LISTS) + program)
-        record_ptr = table_ptr + 8 + (word >> 32) * (1 + LISTS)
-        first = (word & 0xFFFFFFFF) * chunk_elements
-        end = tl.minimum(first + chunk_elements, tl.load(record_ptr))
-        param_address = tl.load(record_ptr + 1)
-        grad_address = tl.load(record_ptr + 2)
-        exp_avg_address = tl.load(record_ptr + 3)
-        exp_avg_sq_address = tl.load(record_ptr + 4)
-        max_exp_avg_sq_address = tl.load(record_ptr + 5)
-        step_ptr = tl.load(record_ptr + 6).to(tl.pointer_type(tl.float32))
+@triton.jit
+def _advance_nadam(record_ptr, mask, scalars, LISTS: tl.constexpr):
+    step_ptr = tl.load(record_ptr + RECORD + LISTS - 1, mask=mask, other=0).to(tl.pointer_type(tl.float32))
+    step = tl.load(step_ptr, mask=mask, other=0.0).to(tl.int64) + 1
+    momentum = _momentum(scalars, step, tl.max(step, axis=0)).to(tl.float32)
+    product_ptr = tl.load(record_ptr + RECORD + _MU_PRODUCT, mask=mask, other=0).to(tl.pointer_type(tl.float32))
+    tl.store(product_ptr, tl.load(product_ptr, mask=mask, other=0.0) * momentum, mask=mask)
+    advance_step(record_ptr, mask, scalars, LISTS)
 
-        t = (tl.load(step_ptr) + 1.0).to(tl.int64)
-        lr_value = read_scalar(lr)
-        beta1_value = read_scalar(beta1)
-        beta2_value = read_scalar(beta2)
-        decay_value = read_scalar(weight_decay)
-        correction1 = one_minus_power(beta1_value, t)
-        root2 = tl.sqrt(one_minus_power(beta2_value, t))
-        grad_value = beta1_value * 0.0 + 1.0
-        if MAXIMIZE:
-            grad_value = -grad_value
-        if grad_scale_ptr is not None:
-            grad_value = grad_value / tl.load(grad_scale_ptr).to(tl.float64)
-        l2 = decay_value
-        decay = lr_value * 0.0 + 1.0
-        if DECOUPLED:
-            l2 = decay_value * 0.0
-            decay = 1.0 - lr_value * decay_value
 
-        grad_factor = grad_value.to(COMPUTE)
-        l2 = l2.to(COMPUTE)
-        decay = decay.to(COMPUTE)
-        one_minus_beta1 = (1.0 - beta1_value).to(COMPUTE)
-        one_minus_beta2 = (1.0 - beta2_value).to(COMPUTE)
-        step_size = (lr_value * root2 / correction1).to(COMPUTE)
-        epsilon = (read_scalar(eps) * root2).to(COMPUTE)
-        b1 = beta1_value.to(COMPUTE)
-        b2 = beta2_value.to(COMPUTE)
-
-        param_address += first * (PARAM.primitive_bitwidth // 8)
-        grad_address += first * (PARAM.primitive_bitwidth // 8)
-        exp_avg_address += first * (STATE.primitive_bitwidth // 8)
-        exp_avg_sq_address += first * (STATE.primitive_bitwidth // 8)
-        max_exp_avg_sq_address += first * (STATE.primitive_bitwidth // 8)
-        # Whole blocks of aligned tensors go without a mask, in 16-byte accesses; the rest is masked. The hints stand on
-        # the addresses because one on a loop-carried offset would be lost. (Triton 3.6 interprets no range here.)
-        addresses = param_address | grad_address | exp_avg_address | exp_avg_sq_address
-        count = end - first
-        blocks = count // BLOCK
-        if (addresses | max_exp_avg_sq_address) % 16 != 0:
-            blocks = count * 0
-        i = count * 0
-        while i < blocks:
-            _update(
-                tl.multiple_of(param_address.to(tl.pointer_type(PARAM)), 16),
-                tl.multiple_of(grad_address.to(tl.pointer_type(PARAM)), 16),
-                tl.multiple_of(exp_avg_address.to(tl.pointer_type(STATE)), 16),
-                tl.multiple_of(exp_avg_sq_address.to(tl.pointer_type(STATE)), 16),
-                tl.multiple_of(max_exp_avg_sq_address.to(tl.pointer_type(STATE)), 16),
-                i * BLOCK + tl.arange(0, BLOCK),
-                None,
-                grad_factor,
-                l2,
-                decay,
-                b1,
-                one_minus_beta1,
-                b2,
-                one_minus_beta2,
-                step_size,
-                epsilon,
-                PARAM,
-                STATE,
-                COMPUTE,
-                AMSGRAD,
-            )
-            i += 1
-        while i * BLOCK < count:
-            offsets = i * BLOCK + tl.arange(0, BLOCK)
-            _update(
-                param_address.to(tl.pointer_type(PARAM)),
-                grad_address.to(tl.pointer_type(PARAM)),
-                exp_avg_address.to(tl.pointer_type(STATE)),
-                exp_avg_sq_address.to(tl.pointer_type(STATE)),
-                max_exp_avg_sq_address.to(tl.pointer_type(STATE)),
-                offsets,
-                offsets < count,
-                grad_factor,
-                l2,
-                decay,
-                b1,
-                one_minus_beta1,
-                b2,
-                one_minus_beta2,
-                step_size,
-                epsilon,
-                PARAM,
-                STATE,
-                COMPUTE,
-                AMSGRAD,
-            )
-            i += 1
-    advance_steps(table_ptr, LISTS, 5, BLOCK)
+_RULES = {
+    "adam": Rule("ppss---", _coefficients, _update, advance_step),
+    "amsgrad": Rule("ppsss--", _coefficients, _update, advance_step),
+    "radam": Rule("ppss---", _coefficients, _update, advance_step),
+    "nadam": Rule("ppss---", _coefficients, _update, _advance_nadam),
+    "yogi": Rule("ppss---", _coefficients, _update, advance_step),
+}
 
 
 def adam_(
@@ -212,41 +149,31 @@ def adam_(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
+    mu_products: list[Tensor],
     steps: list[Tensor],
-    table: Tensor | None,
+    table: tuple[Tensor, int, int] | None,
     *,
     lr: float | Tensor,
     beta1: float | Tensor,
     beta2: float | Tensor,
     eps: float | Tensor,
     weight_decay: float | Tensor,
+    mu_decay: float | Tensor,
+    rule: str,
     decoupled_weight_decay: bool,
-    amsgrad: bool,
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
     """One launch over the whole list; see `fastcurv.ops.adam_` for the arguments. The table holds the addresses."""
     assert table is not None
-    device = params[0].device
-    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with guard:
-        _adam_kernel[(max(1, chunks(table, len(params), 6)),)](
-            table,
-            scalar(lr),
-            scalar(beta1),
-            scalar(beta2),
-            scalar(eps),
-            scalar(weight_decay),
-            grad_scale,
-            found_inf,
-            PARAM=_TYPES[params[0].dtype],
-            STATE=_TYPES[exp_avgs[0].dtype],
-            COMPUTE=tl.float64 if params[0].dtype == torch.float64 else tl.float32,
-            DECOUPLED=decoupled_weight_decay,
-            AMSGRAD=amsgrad,
-            MAXIMIZE=maximize,
-            BLOCK=BLOCK,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
+    launch(
+        _RULES[rule],
+        [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, mu_products, steps],
+        table,
+        (lr, beta1, beta2, eps, weight_decay, mu_decay),
+        (rule, decoupled_weight_decay),
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
