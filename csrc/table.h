@@ -74,9 +74,15 @@ struct Table {
     const long long* r = record(tensor);
     return {r[1], r[2], r[1] ? r[0] / r[1] : 0, r[3]};
   }
+  // Of a list that is not absent. Without the assumption a compiler of device code takes an address out of the table for
+  // one that may as well lie in shared memory: slower generic accesses, and no value kept across a store.
   template <typename T>
   FC_INLINE T* pointer(long long tensor, int list) const {
-    return reinterpret_cast<T*>(record(tensor)[kRecord + list]);
+    T* pointer = reinterpret_cast<T*>(record(tensor)[kRecord + list]);
+#if defined(__CUDA_ARCH__)
+    __builtin_assume(__isGlobal(pointer));
+#endif
+    return pointer;
   }
   FC_INLINE unsigned long long chunk(long long index) const {
     return static_cast<unsigned long long>(record(tensors())[index]);
