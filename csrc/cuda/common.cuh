@@ -26,12 +26,18 @@ __device__ __forceinline__ void store_pack(T* pointer, const Pack<T, width>& pac
 }
 
 // The number of the one list of a set.
-constexpr int number_of(unsigned int set) { return set > 1 ? 1 + number_of(set >> 1) : 0; }
+constexpr int only_list(unsigned int set) { return set > 1 ? 1 + only_list(set >> 1) : 0; }
 
 // Whether all addresses are multiples of 16.
 template <typename... Pointers>
 __device__ __forceinline__ bool aligned16(Pointers... pointers) {
   return ((reinterpret_cast<unsigned long long>(pointers) | ...) & 15) == 0;
+}
+
+// Of a word that names a chunk or a partial.
+__device__ __forceinline__ long long tensor_of(unsigned long long word) { return static_cast<long long>(word >> 32); }
+__device__ __forceinline__ long long number_of(unsigned long long word) {
+  return static_cast<long long>(word & 0xffffffffu);
 }
 
 // Elements begin .. begin + count - 1 of a tensor. Positions in a tensor are 64-bit. Those in a chunk are
@@ -43,15 +49,24 @@ struct Chunk {
   unsigned int count;
 };
 
+template <typename Rule>
 __device__ __forceinline__ Chunk chunk_at(const Table& table, long long index) {
   const unsigned long long word = table.chunk(index);
   Chunk chunk;
-  chunk.tensor = static_cast<long long>(word >> 32);
-  const long long size = table.chunk_size(chunk.tensor);
-  chunk.begin = static_cast<long long>(word & 0xffffffffu) * size;
+  chunk.tensor = tensor_of(word);
+  const long long size = Rule::kSums ? table.chunk_size(chunk.tensor) : table.chunk_elements();
+  chunk.begin = number_of(word) * size;
   const long long rest = table.numel(chunk.tensor) - chunk.begin;
   chunk.count = static_cast<unsigned int>(rest < size ? rest : size);
   return chunk;
+}
+
+// The same number, of which the compiler does not know that it is: what was computed from it is computed again.
+__device__ __forceinline__ unsigned int anew(unsigned int number) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(number));
+#endif
+  return number;
 }
 
 // The elements of a chunk that are taken by packs: `packed` of them after the first `head`. Packs begin at multiples of
@@ -72,25 +87,21 @@ __device__ __forceinline__ Split split(const Chunk& chunk, bool aligned) {
   return {head, (chunk.count - head) / width * width};
 }
 
-// Computes what is the same for all elements of a tensor. That costs integer powers, square roots and divisions in
-// double: one thread does it, and only where the last tensor's will not do. All threads read the same tables and steps
-// (none is written before every block is done), so they agree on whether to meet at the barriers.
+// Computes what is the same for all elements of a tensor, where it differs from that of the `last` (-1: none). That
+// costs integer powers, square roots and divisions in double: one thread does it. All threads read the same table and
+// steps (none is written before every block is done), so they agree on whether to meet at the barriers.
 template <typename Rule>
 __device__ __forceinline__ void share_coefficients(typename Rule::Coefficients& shared, const Args& args,
-                                                   const Table& table, long long tensor, long long& last) {
-  if (last < 0 || (tensor != last && !Rule::alike(table, last, tensor))) {
-    __syncthreads();  // nobody still reads the last ones
-    if (threadIdx.x == 0) shared = Rule::coefficients(args, table, tensor);
-    __syncthreads();
-  }
-  last = tensor;
+                                                   const Table& table, long long tensor, long long last) {
+  if (last >= 0 && (tensor == last || Rule::alike(table, last, tensor))) return;
+  __syncthreads();  // nobody still reads the last ones
+  if (threadIdx.x == 0) shared = Rule::coefficients(args, table, tensor);
+  __syncthreads();
 }
 
-// Coefficients as a loop over elements takes them: in registers; of double there are not enough, and they are read from
-// shared memory each time.
+// Registers for the blocks that are launched on a multiprocessor: see rule.h.
 template <typename Rule>
-using Kept = typename Choose<sizeof(typename Rule::T) == 8, const typename Rule::Coefficients&,
-                             const typename Rule::Coefficients>::type;
+constexpr int kBlocks = launch_of(sizeof(typename Rule::T) == 8).blocks_per_multiprocessor;
 
 // True, in all threads, for the one block that comes here last: it sees all that the others did before. The ticket goes
 // back to zero by itself, ready for the next launch. Every thread of every block must come here.

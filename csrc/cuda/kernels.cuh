@@ -8,19 +8,19 @@ namespace fastcurv {
 
 // Of tensors whose rows are long or not contiguous: the sums over their segments.
 template <typename Rule>
-__global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiprocessor) partials_kernel(Args args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<Rule>) partials_kernel(Args args) {
   if (args.skips()) return;
   const Table table = args.table();
   const unsigned int lane = threadIdx.x % kWarp;
   __shared__ typename Rule::Coefficients shared;
-  long long last = -1;
-  for (long long index = blockIdx.x; index < table.partials(); index += gridDim.x) {
+  for (unsigned int index = blockIdx.x; index < table.partials(); index += gridDim.x) {
     const unsigned long long word = table.partial(index);
-    const long long tensor = static_cast<long long>(word >> 32);
-    share_coefficients<Rule>(shared, args, table, tensor, last);
-    const Kept<Rule> c = shared;
+    const long long tensor = tensor_of(word);
+    share_coefficients<Rule>(shared, args, table, tensor,
+                             index == blockIdx.x ? -1 : tensor_of(table.partial(index - gridDim.x)));
+    const typename Rule::Coefficients c = shared;
     const Rows rows = table.rows(tensor);
-    const long long segments = rows.segments(), group = static_cast<long long>(word & 0xffffffffu) * kGroup;
+    const long long segments = rows.segments(), group = number_of(word) * kGroup;
     for (long long s = group + threadIdx.x / kWarp; s < group + kGroup; s += blockDim.x / kWarp) {
       if (s >= rows.count * segments) break;
       const long long row = s / segments, segment = s % segments, begin = segment * kSegment;
@@ -44,18 +44,18 @@ __global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiproce
 
 // Then what they make of each row, in the warp of its first segment.
 template <typename Rule>
-__global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiprocessor) rows_kernel(Args args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<Rule>) rows_kernel(Args args) {
   if (args.skips()) return;
   const Table table = args.table();
   const unsigned int lane = threadIdx.x % kWarp;
   __shared__ typename Rule::Coefficients shared;
-  long long last = -1;
-  for (long long index = blockIdx.x; index < table.partials(); index += gridDim.x) {
+  for (unsigned int index = blockIdx.x; index < table.partials(); index += gridDim.x) {
     const unsigned long long word = table.partial(index);
-    const long long tensor = static_cast<long long>(word >> 32);
-    share_coefficients<Rule>(shared, args, table, tensor, last);
+    const long long tensor = tensor_of(word);
+    share_coefficients<Rule>(shared, args, table, tensor,
+                             index == blockIdx.x ? -1 : tensor_of(table.partial(index - gridDim.x)));
     const Rows rows = table.rows(tensor);
-    const long long segments = rows.segments(), group = static_cast<long long>(word & 0xffffffffu) * kGroup;
+    const long long segments = rows.segments(), group = number_of(word) * kGroup;
     for (long long s = group + threadIdx.x / kWarp; s < group + kGroup; s += blockDim.x / kWarp) {
       if (s >= rows.count * segments) break;
       const long long row = s / segments;
@@ -79,15 +79,15 @@ __global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiproce
 
 // Then all the rest, and the sums over other rows, chunk by chunk.
 template <typename Rule>
-__global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiprocessor) update_kernel(Args args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<Rule>) update_kernel(Args args) {
   if (args.skips()) return;  // all threads alike, and before any ticket is drawn
   const Table table = args.table();
   __shared__ typename Rule::Coefficients shared;
-  long long last = -1;
 
-  for (long long index = blockIdx.x; index < table.chunks(); index += gridDim.x) {
-    const Chunk chunk = chunk_at(table, index);
-    share_coefficients<Rule>(shared, args, table, chunk.tensor, last);
+  for (unsigned int index = blockIdx.x; index < table.chunks(); index += gridDim.x) {
+    const Chunk chunk = chunk_at<Rule>(table, index);
+    share_coefficients<Rule>(shared, args, table, chunk.tensor,
+                             index == blockIdx.x ? -1 : tensor_of(table.chunk(index - gridDim.x)));
     OneRow<Rule> one = {Rule::no_row(shared)};
     bool is_first = Rule::kSums > 0;
     if constexpr (Rule::kSums > 0) {
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiproce
         prepare_tile(tile, shared, table, chunk, static_cast<unsigned int>(rows.length));
         if (chunk.count <= kTile) {
           const TileRows<Rule> several = {tile.rows, tile.stage(chunk), static_cast<unsigned int>(rows.length)};
-          const Kept<Rule> c = shared;
-          update_chunk<Rule, false>(c, table, chunk, several);
+          const typename Rule::Coefficients c = shared;
+          update_chunk<Rule, false>(c, table, index, several);
           continue;
         }
         one = {tile.rows[0]};
@@ -106,22 +106,22 @@ __global__ void __launch_bounds__(kLaunch.threads, kLaunch.blocks_per_multiproce
       } else if (rows.count) {
         const ScratchRows<Rule> several(table, rows, chunk.begin);
         if (!several.is_one(chunk.count)) {
-          const Kept<Rule> c = shared;
-          update_chunk<Rule, false>(c, table, chunk, several);
+          const typename Rule::Coefficients c = shared;
+          update_chunk<Rule, false>(c, table, index, several);
           continue;
         }
         one = {several.row(several.first)};
         is_first = false;
       }
     }
-    const Kept<Rule> c = shared;
+    const typename Rule::Coefficients c = shared;
     if constexpr (Rule::kFirstWrites != 0) {
       if (is_first) {
-        update_chunk<Rule, true>(c, table, chunk, one);
+        update_chunk<Rule, true>(c, table, index, one);
         continue;
       }
     }
-    update_chunk<Rule, false>(c, table, chunk, one);
+    update_chunk<Rule, false>(c, table, index, one);
   }
 
   // Steps change only when no block has any left to read. Those of empty tensors too.

@@ -178,7 +178,7 @@ __device__ __forceinline__ void prepare_tile(Tile<Rule>& tile, const typename Ru
   __syncthreads();  // nobody still reads the last tile
   if (staged && chunk.count <= kTile) {
     Sum<Rule>::copy_list(tile.stage(chunk), chunk,
-                         table.pointer<typename Rule::Param>(chunk.tensor, number_of(staged)) + chunk.begin);
+                         table.pointer<typename Rule::Param>(chunk.tensor, only_list(staged)) + chunk.begin);
     __syncthreads();
     sum_tile<Rule, staged>(tile, c, table, chunk, length);
   } else {

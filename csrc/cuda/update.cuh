@@ -30,6 +30,7 @@ template <typename Rule>
 struct OneRow {
   using Row = typename Rule::Row;
   static constexpr unsigned int kStaged = 0;
+  static constexpr bool kIsScattered = false;
   Row row;
 
   struct Cursor {
@@ -44,6 +45,7 @@ template <typename Rule>
 struct TileRows {
   using Row = typename Rule::Row;
   static constexpr unsigned int kStaged = kStagedList<Rule>;
+  static constexpr bool kIsScattered = false;
   const Row* rows;
   const typename Rule::Param* stage;
   unsigned int length;
@@ -71,6 +73,7 @@ template <typename Rule>
 struct ScratchRows {
   using Row = typename Rule::Row;
   static constexpr unsigned int kStaged = 0;
+  static constexpr bool kIsScattered = true;
   static constexpr long long kFar = 1ll << 31;
   const double* scratch;  // of row 0
   long long first, count;
@@ -130,6 +133,9 @@ struct Update<Rule, Indices<l...>> {
   static constexpr unsigned int kUsed = Rule::kReads | Rule::kFirstReads | Rule::kRare;
   // How many elements the narrowest list puts into 16 bytes.
   static constexpr int kWidth = 16 / narrowest((has(kUsed, l) ? sizeof(Stored<Rule, l>) : 16)...);
+  // Where more is kept of each element, as many as the arithmetic type, the widest, puts there.
+  template <typename Rows, bool rare>
+  static constexpr int kWidthFor = rare || Rows::kIsScattered ? 16 / sizeof(T) : kWidth;
 
   template <int width>
   struct Packs : Held<l, Pack<Stored<Rule, l>, width>>... {};
@@ -197,9 +203,10 @@ struct Update<Rule, Indices<l...>> {
   template <bool with_first, bool rare, typename Rows>
   static __device__ __forceinline__ void packs(const Coefficients& c, const Rows& rows, unsigned int begin,
                                                unsigned int end, Stored<Rule, l>*... lists) {
-    const unsigned int stride = blockDim.x * kWidth;
-    for (unsigned int i = begin + threadIdx.x * kWidth; i < end; i += stride) {
-      pack<with_first, rare, kWidth>(c, rows, i, lists...);
+    constexpr int width = kWidthFor<Rows, rare>;
+    const unsigned int stride = blockDim.x * width;
+    for (unsigned int i = begin + threadIdx.x * width; i < end; i += stride) {
+      pack<with_first, rare, width>(c, rows, i, lists...);
     }
   }
   template <bool with_first, bool rare, typename Rows>
@@ -210,28 +217,37 @@ struct Update<Rule, Indices<l...>> {
     }
   }
 
-  // Pointers are taken out of the table again for the elements that are in no pack: they would cost the first loop ten
-  // registers.
+  template <typename Rows, unsigned int lists>
+  static __device__ __forceinline__ Split parts(const Table& table, const Chunk& chunk) {
+    return split<kWidth>(chunk, aligned16(list<lists & ~Rows::kStaged, l>(table, chunk, head_of<kWidth>(chunk))...));
+  }
+
   template <bool with_first, bool rare, typename Rows>
-  static __device__ __forceinline__ void chunk(const Coefficients& c, const Table& table, const Chunk& chunk,
+  static __device__ __forceinline__ void chunk(const Coefficients& c, const Table& table, unsigned int index,
                                                const Rows& rows) {
     constexpr unsigned int lists = Rule::kReads | (with_first ? Rule::kFirstReads : 0) | (rare ? Rule::kRare : 0);
-    const bool aligned = aligned16(list<lists & ~Rows::kStaged, l>(table, chunk, head_of<kWidth>(chunk))...);
-    const Split parts = split<kWidth>(chunk, aligned);
-    packs<with_first, rare>(c, rows, parts.head, parts.head + parts.packed, list<lists, l>(table, chunk)...);
-    if (parts.packed == chunk.count) return;
-    singles<with_first, rare>(c, rows, chunk.count, parts, list<lists, l>(table, chunk)...);
+    {
+      const Chunk at = chunk_at<Rule>(table, index);
+      const Split split = parts<Rows, lists>(table, at);
+      packs<with_first, rare>(c, rows, split.head, split.head + split.packed, list<lists, l>(table, at)...);
+    }
+    // All is taken out of the table again for the elements that are in no pack: it would cost the first loop twenty
+    // registers to keep it.
+    const Chunk at = chunk_at<Rule>(table, anew(index));
+    const Split split = parts<Rows, lists>(table, at);
+    if (split.packed == at.count) return;
+    singles<with_first, rare>(c, rows, at.count, split, list<lists, l>(table, at)...);
   }
 };
 
 // Updates the elements of a chunk (`with_first`: first() has not been there).
 template <typename Rule, bool with_first, typename Rows>
 __device__ __forceinline__ void update_chunk(const typename Rule::Coefficients& c, const Table& table,
-                                             const Chunk& chunk, const Rows& rows) {
+                                             unsigned int index, const Rows& rows) {
   if constexpr (Rule::kRare != 0) {
-    if (Rule::is_rare(c)) return Update<Rule>::template chunk<with_first, true>(c, table, chunk, rows);
+    if (Rule::is_rare(c)) return Update<Rule>::template chunk<with_first, true>(c, table, index, rows);
   }
-  Update<Rule>::template chunk<with_first, false>(c, table, chunk, rows);
+  Update<Rule>::template chunk<with_first, false>(c, table, index, rows);
 }
 
 }  // namespace fastcurv
