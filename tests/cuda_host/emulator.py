@@ -23,7 +23,7 @@ ORDERS = ("ascending", "descending", "random")  # the values of cuda_host::Order
 # The arithmetic flags are those of the C++ back end, whose bits the kernels must reproduce. Fortified longjmp refuses to
 # switch stacks; tensors are seen as int64 here and as float there, so no aliasing rules.
 FLAGS = [
-    "-O2",
+    "-O1",
     "-std=c++17",
     "-fPIC",
     "-fvisibility=hidden",
