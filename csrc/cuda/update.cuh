@@ -156,12 +156,12 @@ struct Update<Rule, Indices<l...>> {
     if constexpr (taken && staged) {
       pack = load_pack<width>(rows.stage + i);
     } else if constexpr (taken) {
-      pack = load_pack<width>(list + i);
+      pack = load_pack<width>(list);
     }
   }
   template <bool taken, int width, typename Storage>
-  static __device__ __forceinline__ void store_list(Storage* list, unsigned int i, const Pack<Storage, width>& pack) {
-    if constexpr (taken) store_pack<width>(list + i, pack);
+  static __device__ __forceinline__ void store_list(Storage* list, const Pack<Storage, width>& pack) {
+    if constexpr (taken) store_pack<width>(list, pack);
   }
   template <bool taken, int width, typename Storage>
   static __device__ __forceinline__ T value(const Pack<Storage, width>& pack, int k) {
@@ -176,6 +176,7 @@ struct Update<Rule, Indices<l...>> {
     if constexpr (taken) store(pack.values[k], value);
   }
 
+  // Elements i to i + width - 1 of a chunk; `lists` point to the first of them.
   template <bool with_first, bool rare, int width, typename Rows>
   static __device__ __forceinline__ void pack(const Coefficients& c, const Rows& rows, unsigned int i,
                                               Stored<Rule, l>*... lists) {
@@ -197,7 +198,7 @@ struct Update<Rule, Indices<l...>> {
       if constexpr (rare) Rule::rare(c, x);
       (set_value<has(writes, l), width>(held<l>(packs), k, x[l]), ...);
     }
-    (store_list<has(writes, l), width>(lists, i, held<l>(packs)), ...);
+    (store_list<has(writes, l), width>(lists, held<l>(packs)), ...);
   }
 
   template <bool with_first, bool rare, typename Rows>
@@ -205,15 +206,16 @@ struct Update<Rule, Indices<l...>> {
                                                unsigned int end, Stored<Rule, l>*... lists) {
     constexpr int width = kWidthFor<Rows, rare>;
     const unsigned int stride = blockDim.x * width;
-    for (unsigned int i = begin + threadIdx.x * width; i < end; i += stride) {
-      pack<with_first, rare, width>(c, rows, i, lists...);
-    }
+    unsigned int i = begin + threadIdx.x * width;
+    ((lists += i), ...);
+    for (; i < end; i += stride, ((lists += stride), ...)) pack<with_first, rare, width>(c, rows, i, lists...);
   }
   template <bool with_first, bool rare, typename Rows>
   static __device__ __forceinline__ void singles(const Coefficients& c, const Rows& rows, unsigned int count,
                                                  const Split& split, Stored<Rule, l>*... lists) {
     for (unsigned int j = threadIdx.x; j < count - split.packed; j += blockDim.x) {
-      pack<with_first, rare, 1>(c, rows, j < split.head ? j : j + split.packed, lists...);
+      const unsigned int i = j < split.head ? j : j + split.packed;
+      pack<with_first, rare, 1>(c, rows, i, (lists + i)...);
     }
   }
 
