@@ -106,9 +106,7 @@ def run(
 Launch = tuple[str, int, int, int, bytes]
 
 
-def launch(
-    plan: list[Launch], *, blocks: int | None = None, order: str = "ascending", seed: int = 0
-) -> None:
+def launch(plan: list[Launch], *, blocks: int | None = None, order: str = "ascending", seed: int = 0) -> None:
     """Runs what a `fastcurv._C.<op>_kernel` has planned.
 
     Args:
