@@ -120,11 +120,12 @@ Call read_call(const Op& op, const py::args& args, const py::kwargs& keywords) {
 int launch(const Call& call, void* stream) {
   int multiprocessors = 0;
   int error = cuda_multiprocessors(call.device.id, &multiprocessors);
+  const Launch how = launch_of(call.param == Dtype::float64);
   const CudaKernels kernels = call.op->cuda(call.param, call.state, call.variant);
   const auto run = [&](CudaKernel kernel, int64_t busy) {
-    const int64_t most = static_cast<int64_t>(multiprocessors) * kLaunch.blocks_per_multiprocessor;
+    const int64_t most = static_cast<int64_t>(multiprocessors) * how.blocks_per_multiprocessor;
     const int blocks = static_cast<int>(std::max<int64_t>(1, std::min(busy, most)));
-    if (!error) error = cuda_launch(kernel, blocks, kLaunch.threads, call.args, call.device.id, stream);
+    if (!error) error = cuda_launch(kernel, blocks, how.threads, call.args, call.device.id, stream);
   };
   if (call.partials) {
     run(kernels.partials, call.partials);
@@ -163,10 +164,11 @@ py::list plan(const Op& op, const py::args& args, const py::kwargs& keywords) {
   const Call call = read_call(op, args, keywords);
   const std::string rule = std::string("fastcurv::") + op.rule + "<" + types[static_cast<int>(call.param)] + ", " +
                            types[static_cast<int>(call.state)] + ", " + std::to_string(call.variant) + ">";
+  const Launch how = launch_of(call.param == Dtype::float64);
   py::list launches;
   const auto add = [&](const char* kernel, int64_t busy) {
-    launches.append(py::make_tuple(std::string("fastcurv::") + kernel + "<" + rule + ">", busy, kLaunch.threads,
-                                   kLaunch.blocks_per_multiprocessor,
+    launches.append(py::make_tuple(std::string("fastcurv::") + kernel + "<" + rule + ">", busy, how.threads,
+                                   how.blocks_per_multiprocessor,
                                    py::bytes(reinterpret_cast<const char*>(&call.args), sizeof call.args)));
   };
   if (call.partials) {

@@ -100,8 +100,10 @@ struct SteppingRule : ElementRule<Param, State> {
   }
 };
 
-// How the kernels of all rules are launched.
-constexpr Launch kLaunch = {3, 256};
+// How the kernels of all rules are launched. Double takes twice the registers, and twice the bytes to a load: two
+// blocks then have as much of memory on its way as three.
+constexpr int kThreads = 256;
+constexpr Launch launch_of(bool is_double) { return {is_double ? 2 : 3, kThreads}; }
 
 // A value as it comes back from storage.
 template <typename Storage, typename T>

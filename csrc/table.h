@@ -46,10 +46,11 @@ struct Rows {
 
   FC_INLINE bool local() const { return count && !scratch; }
   FC_INLINE long long segments() const { return (length + kSegment - 1) / kSegment; }
-  // Whole rows of a chunk: by eights where they are many, so that chunks of most tensors begin at multiples of 16
-  // bytes.
+  // Whole rows of a chunk where rows are local: by eights where they are many, so that chunks of most tensors begin at
+  // multiples of 16 bytes.
   FC_INLINE long long rows_per_chunk() const {
-    const long long fit = kTile / inner, most = fit < kTileRows ? fit : kTileRows;
+    const unsigned int fit = static_cast<unsigned int>(kTile) / static_cast<unsigned int>(inner);
+    const unsigned int most = fit < kTileRows ? fit : kTileRows;
     return most < 1 ? 1 : most < 8 ? most : most / 8 * 8;
   }
   // Position in the tensor of element i of a row.
@@ -74,9 +75,15 @@ struct Table {
     const long long* r = record(tensor);
     return {r[1], r[2], r[1] ? r[0] / r[1] : 0, r[3]};
   }
+  // Of a list that is not absent. Without the assumption a compiler of device code takes an address out of the table
+  // for one that may as well lie in shared memory: slower generic accesses, and no value kept across a store.
   template <typename T>
   FC_INLINE T* pointer(long long tensor, int list) const {
-    return reinterpret_cast<T*>(record(tensor)[kRecord + list]);
+    T* pointer = reinterpret_cast<T*>(record(tensor)[kRecord + list]);
+#if defined(__CUDA_ARCH__)
+    __builtin_assume(__isGlobal(pointer));
+#endif
+    return pointer;
   }
   FC_INLINE unsigned long long chunk(long long index) const {
     return static_cast<unsigned long long>(record(tensors())[index]);

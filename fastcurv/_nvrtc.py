@@ -50,8 +50,8 @@ def compile(name: str, architecture: int) -> Compiled:
     """Compiles one kernel; needs no GPU.
 
     Args:
-        name: Name expression of the instance, such as the first item of what `_C.adam_kernel` returns. By the law of
-            one name, `fastcurv::<op>_kernel<...>` is in `<op>.cuh`.
+        name: Name expression of the instance, such as the first item of a launch that `_C.adam_kernel` returns. By the
+            law of one name, `fastcurv::..._kernel<fastcurv::<Op>Rule<...>>` is in `<op>.cuh`.
         architecture: Compute capability: 90 for 9.0.
 
     Returns:
@@ -65,13 +65,13 @@ def compile(name: str, architecture: int) -> Compiled:
 
     from fastcurv import _C
 
-    op = re.match(r"fastcurv::(\w+)_kernel<", name)
-    if op is None:
-        raise ValueError(f"name: expected fastcurv::<op>_kernel<...>, got {name!r}")
+    rule = re.match(r"fastcurv::\w+_kernel<fastcurv::(\w+)Rule<", name)
+    if rule is None:
+        raise ValueError(f"name: expected fastcurv::..._kernel<fastcurv::<Op>Rule<...>>, got {name!r}")
     sources = _C.cuda_sources()
     texts = [text.encode() for text in sources.values()]
     includes = [file.encode() for file in sources]
-    program = nvrtc.createProgram(f'#include "{op[1]}.cuh"\n', "fastcurv.cu", texts, includes)
+    program = nvrtc.createProgram(f'#include "{rule[1].lower()}.cuh"\n', "fastcurv.cu", texts, includes)
     try:
         nvrtc.addNameExpression(program, name)
         try:
@@ -86,9 +86,9 @@ def compile(name: str, architecture: int) -> Compiled:
 
 
 def implementation(op: str) -> Callable[..., None]:
-    """A function with the arguments of `fastcurv._C.<op>_` that launches the kernel on torch's current stream.
+    """A function with the arguments of `fastcurv._C.<op>_` that launches the kernels on torch's current stream.
 
-    The first call for a dtype on a device compiles, about a quarter of a second.
+    The first call for a dtype on a device compiles what it launches, about half a second a kernel.
 
     Args:
         op: Name of the op, such as `adam`.
@@ -101,14 +101,14 @@ def implementation(op: str) -> Callable[..., None]:
 
     def launch(first: list[torch.Tensor], *args: Any, **kwargs: Any) -> None:
         device = first[0].get_device()
-        name, chunks, threads, blocks_per_multiprocessor, argument = plan(first, *args, **kwargs)
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        blocks = max(1, min(chunks, multiprocessors * blocks_per_multiprocessor))
-        # CuPy passes an array of one element by the bytes it holds: the kernel's argument, whatever its type.
-        packed = np.frombuffer(argument, dtype=np.dtype((np.void, len(argument))))
         with torch.cuda.device(device):
             stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
-            _function(device, name)((blocks,), (threads,), (packed,), stream=stream)
+            for name, busy, threads, blocks_per_multiprocessor, argument in plan(first, *args, **kwargs):
+                blocks = max(1, min(busy, multiprocessors * blocks_per_multiprocessor))
+                # CuPy passes an array of one element by the bytes it holds: the kernel's argument, whatever its type.
+                packed = np.frombuffer(argument, dtype=np.dtype((np.void, len(argument))))
+                _function(device, name)((blocks,), (threads,), (packed,), stream=stream)
 
     return launch
 

@@ -3,13 +3,16 @@
 `pytest -s tests/test_compile_gates.py` prints the table of registers.
 """
 
+import functools
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -38,21 +41,54 @@ def registers_allowed(threads: int, blocks: int) -> int:
     return REGISTERS_PER_MULTIPROCESSOR // (threads * blocks) // 8 * 8
 
 
-# Which 16-byte loads and stores an instance makes at the least: (bytes per element loaded, stored) per instance, and
-# how many elements it takes at a time. A new kernel adds its own function here.
+# What an element of each rule loads and stores, by list: P is stored as the parameter, S as state, E as the type of the
+# arithmetic. A list that comes from shared memory was loaded into it. A new rule adds its own line.
 SIZES = {"float": 4, "double": 8, "fastcurv::bfloat16": 2, "fastcurv::float16": 2}
+ACCESSES = {
+    ("Adam", "0"): ("PPSS", "PSS"),
+    ("Adam", "1"): ("PPSSS", "PSSS"),
+    ("Adam", "2"): ("PPSS", "PSS"),
+    ("Adam", "3"): ("PPSS", "PSS"),
+    ("Adam", "4"): ("PPSS", "PSS"),
+    ("Sgd", "0"): ("PP", "P"),
+    ("Sgd", "1"): ("PPS", "PS"),
+    ("Lookahead", "0"): ("PE", "PE"),
+    ("Ranger", "0"): ("PPSS", "PSS"),
+    ("Nero", "0"): ("PP", "P"),
+    ("Lars", "0"): ("PPS", "PS"),
+    ("Lamb", "0"): ("PPSS", "PSS"),
+}
+WITH_SUMS = {"Ranger", "Nero", "Lars", "Lamb"}
+DTYPE_PAIRS = 5
 
 
-def adam_accesses(arguments: list[str]) -> tuple[int, int]:
-    param, state, rule = arguments
-    param, state = SIZES[param], SIZES[state]
-    width = 16 // min(param, state)
-    moments = 3 if rule == "1" else 2
-    return (2 * param + moments * state) * width // 16, (param + moments * state) * width // 16
+def wide_accesses(instance: "Instance") -> tuple[int, int]:
+    """How many 16-byte loads and stores a pack of an instance takes at the least."""
+    if instance.kernel != "update":
+        return 0, 0
+    param, state = SIZES[instance.param], SIZES[instance.state]
+    size = {"P": param, "S": state, "E": 8 if param == 8 else 4}
+    loads, stores = ACCESSES[instance.rule, instance.variant]
+    width = 16 // min(size[kind] for kind in loads)
+    return sum(size[kind] for kind in loads) * width // 16, sum(size[kind] for kind in stores) * width // 16
 
 
-WIDE_ACCESSES = {"adam": adam_accesses}
-INSTANCES = {"adam": 10}
+class Instance(NamedTuple):
+    """A kernel by its template arguments."""
+
+    kernel: str
+    rule: str
+    param: str
+    state: str
+    variant: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.rule}<{self.param}, {self.state}, {self.variant}>".replace("fastcurv::", "")
+
+
+def all_instances() -> Counter[tuple[str, str, str]]:
+    kernels = {rule: ["update", *(["partials", "rows"] if rule in WITH_SUMS else [])] for rule, _ in ACCESSES}
+    return Counter({(k, rule, variant): DTYPE_PAIRS for rule, variant in ACCESSES for k in kernels[rule]})
 
 
 @dataclass
@@ -60,8 +96,7 @@ class Kernel:
     """One instance of a kernel for one architecture."""
 
     symbol: str
-    op: str
-    arguments: list[str]  # of the template
+    instance: Instance
     architecture: int
     registers: int
     stack: int
@@ -71,7 +106,7 @@ class Kernel:
     sass: str
 
     def __str__(self) -> str:
-        return f"sm_{self.architecture} {self.op}<{', '.join(self.arguments)}>"
+        return f"sm_{self.architecture} {self.instance}"
 
 
 # ---- nvcc ----
@@ -82,23 +117,33 @@ def nvcc(source: Path, output: Path, *options: str) -> str:
     lists = (CSRC / "CMakeLists.txt").read_text()
     flags = re.search(r'set\(CMAKE_CUDA_FLAGS_RELEASE "([^"]*)"\)', lists)[1].split()
     flags += re.search(r"set\(cuda_flags ([^)]*)\)", lists)[1].split()
-    command = ["nvcc", "-std=c++17", *flags, f"-I{CSRC}", *options, str(source), "-o", str(output)]
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-DFASTCURV_HAS_CUDA",
+        *flags,
+        f"-I{CSRC}",
+        *options,
+        str(source),
+        "-o",
+        str(output),
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
-def instance(symbol: str) -> tuple[str, list[str]] | None:
-    """Op and template arguments of a kernel by its mangled name; None for what is no op's kernel."""
+@functools.cache
+def instance(symbol: str) -> Instance | None:
+    """What a mangled name stands for; None for what is no op's kernel."""
     name = subprocess.run(["c++filt", symbol], check=True, capture_output=True, text=True).stdout.strip()
-    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<(.*)>\(.*\)", name)
-    if found is None:
-        return None
-    return found[1], [re.sub(r"\(fastcurv::\w+\)", "", argument) for argument in found[2].split(", ")]
+    pattern = r"void fastcurv::(\w+)_kernel<fastcurv::(\w+)Rule<([\w:]+), ([\w:]+), (\d)> ?>\(fastcurv::Args\)"
+    found = re.fullmatch(pattern, name)
+    return Instance(*found.groups()) if found else None
 
 
 def launch_bounds(ptx: str) -> dict[str, tuple[int, int]]:
     """Threads, and blocks per multiprocessor, that each kernel is compiled for."""
-    pattern = r"\.entry (\w+)\(.*?\)\s*\.maxntid (\d+)[^{]*?\.minnctapersm (\d+)"
-    return {symbol: (int(threads), int(blocks)) for symbol, threads, blocks in re.findall(pattern, ptx, re.DOTALL)}
+    pattern = r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)[^{]*?\.minnctapersm (\d+)"
+    return {symbol: (int(threads), int(blocks)) for symbol, threads, blocks in re.findall(pattern, ptx)}
 
 
 def functions_of(sass: str) -> dict[str, str]:
@@ -140,23 +185,27 @@ def kernels(ptx, tmp_path_factory) -> list[Kernel]:
             registers = int(re.search(r"Used (\d+) registers", report)[1])
             if found := instance(symbol):
                 numbers = (registers, int(stack), int(stores) + int(loads))
-                yield Kernel(symbol, *found, architecture, *numbers, *bounds[symbol], sass.get(symbol, ""))
+                yield Kernel(symbol, found, architecture, *numbers, *bounds[symbol], sass.get(symbol, ""))
 
     jobs = [(source, a) for a in ARCHITECTURES for source in sorted((CSRC / "cuda").glob("*.cu"))]
     with ThreadPoolExecutor(2) as pool:
         found = [kernel for batch in pool.map(lambda job: list(compile_one(job)), jobs) for kernel in batch]
-    print(f"\n{'kernel':68} registers (of) stack spills")
+    print(f"\n{'kernel':60} registers (of) stack spills")
     for k in found:
-        print(f"{k!s:68} {k.registers:9} ({registers_allowed(k.threads, k.blocks):2}) {k.stack:5} {k.spills:6}")
+        print(f"{k!s:60} {k.registers:9} ({registers_allowed(k.threads, k.blocks):2}) {k.stack:5} {k.spills:6}")
     return found
 
 
 def test_every_instance_is_there(kernels):
-    counts = {
-        op: {a: sum(k.op == op and k.architecture == a for k in kernels) for a in ARCHITECTURES} for op in INSTANCES
-    }
-    assert counts == {op: dict.fromkeys(ARCHITECTURES, count) for op, count in INSTANCES.items()}
-    assert {k.op for k in kernels} == set(INSTANCES)
+    for architecture in ARCHITECTURES:
+        there = [k.instance for k in kernels if k.architecture == architecture]
+        assert Counter((i.kernel, i.rule, i.variant) for i in there) == all_instances()
+        assert len(set(there)) == len(there)
+
+
+def test_every_rule_has_a_line_here():
+    rules = {p.stem.removesuffix("_rule").capitalize() for p in CSRC.glob("*_rule.h")}
+    assert rules == {rule for rule, _ in ACCESSES}
 
 
 def test_nothing_spills(kernels):
@@ -172,7 +221,7 @@ def test_memory_is_accessed_by_16_bytes(kernels):
     if not kernels[0].sass:
         pytest.skip("nvdisasm is neither on PATH nor in the Triton wheel")
     for k in kernels:
-        loads, stores = WIDE_ACCESSES[k.op](k.arguments)
+        loads, stores = wide_accesses(k.instance)
         assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b", k.sass)) >= loads, k
         assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128\b", k.sass)) >= stores, k
         # Generic accesses: the compiler would not know that the lists are in global memory. Local ones: spills.
@@ -184,10 +233,9 @@ def test_ptx_has_no_contraction_and_vector_accesses(ptx):
     bodies = {
         symbol: body for symbol, body in re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, re.DOTALL) if instance(symbol)
     }
-    assert len(bodies) == sum(INSTANCES.values())
+    assert len(bodies) == all_instances().total()
     for symbol, body in bodies.items():
-        op, arguments = instance(symbol)
         assert "fma." not in body, symbol
-        for instruction, count in zip(("ld", "st"), WIDE_ACCESSES[op](arguments), strict=True):
+        for instruction, count in zip(("ld", "st"), wide_accesses(instance(symbol)), strict=True):
             found = re.findall(rf"\b{instruction}\.global(?:\.v4\.\w32|\.v2\.\w64)\b", body)
             assert len(found) >= count, (symbol, instruction)

@@ -1,5 +1,6 @@
 """The device code under NVRTC: it compiles without a single CUDA header, and is launched as planned."""
 
+import itertools
 import re
 import struct
 import subprocess
@@ -9,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CPU, DTYPES, make_case, op_of
 
-from fastcurv import _C, _nvrtc
+from fastcurv import _C, _nvrtc, ops
 
 ARCHITECTURES = (80, 90, 100, 120)
 
@@ -24,31 +24,54 @@ def nvrtc_missing():
 needs_nvrtc = pytest.mark.skipif(bool(nvrtc_missing()), reason=nvrtc_missing())
 
 
-def call(dtype="float32", amsgrad=False, shapes=((3,), (5,))):
-    """Positional and keyword arguments of `_C.adam_`, on the CPU."""
-    case = make_case("adam", shapes, dtype, device=CPU, rule="amsgrad" if amsgrad else "adam")
-    space = op_of("adam").workspace()
-    space.prepare(case.arguments)
-    return [*case.arguments, space.table(2048, CPU)], case.options_in_full
+PAIRS = [
+    "float, float",
+    "double, double",
+    "fastcurv::bfloat16, float",
+    "fastcurv::float16, float",
+    "float, fastcurv::bfloat16",
+]
+VARIANTS = {"Adam": 5, "Lamb": 1, "Lars": 1, "Lookahead": 1, "Nero": 1, "Ranger": 1, "Sgd": 2}
+WITH_SUMS = {"Lamb", "Lars", "Nero", "Ranger"}
 
 
-def kernel_name(dtype, amsgrad):
-    args, kwargs = call(dtype, amsgrad)
-    return _C.adam_kernel(*args, **kwargs)[0]
+def instances():
+    """Every rule with every dtype, and every variant, for one architecture; one of each rule for the others."""
+    for (rule, variants), pair, architecture in itertools.product(VARIANTS.items(), PAIRS, ARCHITECTURES):
+        if architecture == 90 or pair == PAIRS[0]:
+            for variant in range(variants if architecture == 90 and pair == PAIRS[0] else 1):
+                yield f"fastcurv::{rule}Rule<{pair}, {variant}>", architecture
 
 
 @needs_nvrtc
 @pytest.mark.compile
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_compiles_to_machine_code(dtype, amsgrad, architecture):
-    compiled = _nvrtc.compile(kernel_name(dtype, amsgrad), architecture)
-    assert compiled.cubin.startswith(b"\x7fELF")
-    headers, size, count = struct.unpack_from("Q14xHH", compiled.cubin, 32)  # e_phoff, e_phentsize, e_phnum
-    assert headers + size * count == len(compiled.cubin)  # complete, to the last byte
-    assert compiled.symbol.startswith("_ZN8fastcurv11adam_kernel")
-    assert compiled.symbol.encode() in compiled.cubin
+@pytest.mark.parametrize(("rule", "architecture"), list(instances()))
+def test_compiles_to_machine_code(rule, architecture):
+    for kernel in ("partials", "rows", "update") if re.search(r"(\w+)Rule", rule)[1] in WITH_SUMS else ("update",):
+        compiled = _nvrtc.compile.__wrapped__(f"fastcurv::{kernel}_kernel<{rule}>", architecture)
+        assert compiled.cubin.startswith(b"\x7fELF")
+        headers, size, count = struct.unpack_from("Q14xHH", compiled.cubin, 32)  # e_phoff, e_phentsize, e_phnum
+        assert headers + size * count == len(compiled.cubin)  # complete, to the last byte
+        assert re.match(rf"_ZN8fastcurv\d+{kernel}_kernelI", compiled.symbol)
+        assert compiled.symbol.encode() in compiled.cubin
+
+
+def ranger_call(shapes):
+    """Positional and keyword arguments of `_C.ranger_`, on the CPU."""
+    lists = [[torch.zeros(s) for s in shapes] for _ in range(5)] + [[torch.zeros(()) for _ in shapes]]
+    keywords = {name: 0.5 for name in ops.ranger_.scalars} | {name: 1 for name in ops.ranger_.options}
+    keywords |= {"grad_scale": None, "found_inf": None}
+    space = ops.ranger_.workspace()
+    space.prepare(lists)
+    return [*lists, space.table(2048, torch.device("cpu"), 2)], keywords
+
+
+def test_what_is_planned_has_the_names_that_are_compiled():
+    args, kwargs = ranger_call([(3, 4), (2, 40000)])
+    names = [launch[0] for launch in _C.ranger_kernel(*args, **kwargs)]
+    rule = f"fastcurv::RangerRule<{PAIRS[0]}, 0>"
+    assert names == [f"fastcurv::{kernel}_kernel<{rule}>" for kernel in ("partials", "rows", "update")]
+    assert (rule, 90) in list(instances())
 
 
 def test_sources_are_complete_and_those_of_the_tree():
@@ -58,15 +81,15 @@ def test_sources_are_complete_and_those_of_the_tree():
         (file,) = csrc.rglob(name)
         assert text == file.read_text(), f"{name} has changed since fastcurv._C was built"
     included = {name for text in sources.values() for name in re.findall(r'#include\s+["<]([^">]+)[">]', text)}
-    assert "adam.cuh" in sources and included <= set(sources)
+    assert {"adam.cuh", "schedule.h"} <= set(sources) and included <= set(sources)
 
 
 @needs_nvrtc
 @pytest.mark.compile
 def test_errors_show_the_log():
     with pytest.raises(RuntimeError, match=r"no_such_type"):
-        _nvrtc.compile("fastcurv::adam_kernel<no_such_type, float, fastcurv::SecondMoment::adam>", 90)
-    with pytest.raises(ValueError, match=r"expected fastcurv::<op>_kernel"):
+        _nvrtc.compile("fastcurv::update_kernel<fastcurv::AdamRule<no_such_type, float, 0>>", 90)
+    with pytest.raises(ValueError, match=r"expected fastcurv::\.\.\._kernel"):
         _nvrtc.compile("adam", 90)
 
 
@@ -82,16 +105,19 @@ def test_import_needs_no_cupy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("elements", "blocks"), [(0, 1), (2048 * 3 - 1, 3), (2048 * 5000, 7 * 3)])
-def test_launches_as_planned(elements, blocks, monkeypatch):
-    """The launch itself, with a GPU that only writes down what it is asked to do."""
-    args, kwargs = call(shapes=[(elements,)])
-    plan = _C.adam_kernel(*args, **kwargs)
+@pytest.mark.parametrize(
+    ("shape", "busy"), [((0, 3), [0]), ((2048 * 3 - 1,), [3]), ((2048 * 5000,), [5000]), ((4, 40000), [10, 10, 79])]
+)
+def test_launches_as_planned(shape, busy, monkeypatch):
+    """The launches themselves, with a GPU that only writes down what it is asked to do."""
+    args, kwargs = ranger_call([shape])
+    plan = _C.ranger_kernel(*args, **kwargs)
+    assert [launch[1] for launch in plan] == busy
     launched = []
 
     def function(device, name):
-        assert (device, name) == (-1, plan[0])  # get_device() of a CPU tensor
-        return lambda *launch, stream: launched.append((*launch, stream))
+        assert device == -1  # get_device() of a CPU tensor
+        return lambda *launch, stream: launched.append((name, *launch, stream))
 
     class Properties:
         multi_processor_count = 7
@@ -102,10 +128,11 @@ def test_launches_as_planned(elements, blocks, monkeypatch):
     monkeypatch.setattr(_nvrtc, "_function", function)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
-    _nvrtc.implementation("adam")(*args, **kwargs)
-    ((grid, block, (packed,), stream),) = launched
-    assert (grid, block, stream.ptr) == ((blocks,), (256,), 1234)
-    assert packed.size == 1 and packed.tobytes() == plan[4]
+    _nvrtc.implementation("ranger")(*args, **kwargs)
+    for (name, blocks, *_, argument), (launched_name, *sizes, (packed,), stream) in zip(plan, launched, strict=True):
+        assert launched_name == name
+        assert (*sizes, stream.ptr) == ((min(max(blocks, 1), 7 * 3),), (256,), 1234)
+        assert packed.size == 1 and packed.tobytes() == argument
 
 
 @needs_nvrtc

@@ -1,19 +1,19 @@
 // What the multi-tensor device kernels share. nvcc, NVRTC (which has no standard header) and the host emulator of
 // tests/cuda_host compile this text, so it includes nothing but headers that are like it.
 #pragma once
-#include "table.h"
+#include "rule.h"
 
 namespace fastcurv {
+
+constexpr unsigned int kWarp = 32;
+constexpr unsigned int kWholeWarp = 0xffffffffu;
+static_assert(kWarp == kLanes, "a lane of a sum is a lane of a warp");
 
 // `width` neighbouring elements. With 16 bytes or more of them, aligned so, each copy is a row of 16-byte accesses.
 template <typename T, int width>
 struct alignas(sizeof(T) * width < 16 ? sizeof(T) * width : 16) Pack {
   T values[width];
 };
-
-// How many elements the narrower of two types puts into 16 bytes.
-template <typename A, typename B>
-constexpr int kPackWidth = 16 / (sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
 
 template <int width, typename T>
 __device__ __forceinline__ Pack<T, width> load_pack(const T* pointer) {
@@ -25,66 +25,83 @@ __device__ __forceinline__ void store_pack(T* pointer, const Pack<T, width>& pac
   *reinterpret_cast<Pack<T, width>*>(pointer) = pack;
 }
 
+// The number of the one list of a set.
+constexpr int only_list(unsigned int set) { return set > 1 ? 1 + only_list(set >> 1) : 0; }
+
 // Whether all addresses are multiples of 16.
 template <typename... Pointers>
 __device__ __forceinline__ bool aligned16(Pointers... pointers) {
   return ((reinterpret_cast<unsigned long long>(pointers) | ...) & 15) == 0;
 }
 
-// Element `begin` of a tensor in one of the lists. Without the assumption the compiler takes an address out of the
-// table for one that may as well lie in shared memory: slower generic accesses, and no value kept across a store.
-template <typename T>
-__device__ __forceinline__ T* list_pointer(const Table& table, long long tensor, int list, long long begin = 0) {
-  T* pointer = table.pointer<T>(tensor, list) + begin;
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(pointer));
-#endif
-  return pointer;
+// Of a word that names a chunk or a partial.
+__device__ __forceinline__ long long tensor_of(unsigned long long word) { return static_cast<long long>(word >> 32); }
+__device__ __forceinline__ long long number_of(unsigned long long word) {
+  return static_cast<long long>(word & 0xffffffffu);
 }
 
 // Elements begin .. begin + count - 1 of a tensor. Positions in a tensor are 64-bit. Those in a chunk are
-// 32-bit, and unsigned, which saves the sign extensions; a chunk has less than 2^30 elements. It has a multiple of
-// 2048, so that a chunk is aligned where its tensor is.
+// 32-bit, and unsigned, which saves the sign extensions; a chunk has less than 2^30 elements. Where it is not made of
+// whole rows it has a multiple of 2048, so that a chunk is aligned where its tensor is.
 struct Chunk {
   long long tensor;
   long long begin;
   unsigned int count;
 };
 
+template <typename Rule>
 __device__ __forceinline__ Chunk chunk_at(const Table& table, long long index) {
   const unsigned long long word = table.chunk(index);
-  const long long size = table.chunk_elements();
   Chunk chunk;
-  chunk.tensor = static_cast<long long>(word >> 32);
-  chunk.begin = static_cast<long long>(word & 0xffffffffu) * size;
+  chunk.tensor = tensor_of(word);
+  const long long size = Rule::kSums ? table.chunk_size(chunk.tensor) : table.chunk_elements();
+  chunk.begin = number_of(word) * size;
   const long long rest = table.numel(chunk.tensor) - chunk.begin;
   chunk.count = static_cast<unsigned int>(rest < size ? rest : size);
   return chunk;
 }
 
-// A compile-time number that can be an argument.
-template <int n>
-struct Width {
-  static constexpr int value = n;
+// The same number, of which the compiler does not know that it is: what was computed from it is computed again.
+__device__ __forceinline__ unsigned int anew(unsigned int number) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(number));
+#endif
+  return number;
+}
+
+// The elements of a chunk that are taken by packs: `packed` of them after the first `head`. Packs begin at multiples of
+// their width in the tensor, so that they are aligned where the tensor is.
+struct Split {
+  unsigned int head, packed;
 };
 
-// Shares the `count` elements of a chunk out among the threads of a block. start() gives the chunk's pointers, a type
-// with aligned() and +=; body(Width<n>{}, at) does n elements from `at` on: `width` of them, or one where no whole pack
-// is left or the memory is not aligned for packs. start() is asked again before those, because pointers that were kept
-// through the first loop would cost it ten registers.
-template <int width, typename Start, typename Body>
-__device__ __forceinline__ void for_each_pack(unsigned int count, const Start& start, const Body& body) {
-  auto at = start();
-  const unsigned int packed = at.aligned() ? count - count % width : 0;
-  const unsigned int stride = blockDim.x * width;
-  at += threadIdx.x * width;
-  for (unsigned int i = threadIdx.x * width; i < packed; i += stride, at += stride) body(Width<width>{}, at);
-  if (packed == count) return;
-
-  at = start();
-  at += packed + threadIdx.x;
-  for (unsigned int i = packed + threadIdx.x; i < count; i += blockDim.x, at += blockDim.x) body(Width<1>{}, at);
+template <int width>
+__device__ __forceinline__ unsigned int head_of(const Chunk& chunk) {
+  return static_cast<unsigned int>(-chunk.begin) & (width - 1);
 }
+
+template <int width>
+__device__ __forceinline__ Split split(const Chunk& chunk, bool aligned) {
+  const unsigned int head = head_of<width>(chunk);
+  if (!aligned || head >= chunk.count) return {0, 0};
+  return {head, (chunk.count - head) / width * width};
+}
+
+// Computes what is the same for all elements of a tensor, where it differs from that of the `last` (-1: none). That
+// costs integer powers, square roots and divisions in double: one thread does it. All threads read the same table and
+// steps (none is written before every block is done), so they agree on whether to meet at the barriers.
+template <typename Rule>
+__device__ __forceinline__ void share_coefficients(typename Rule::Coefficients& shared, const Args& args,
+                                                   const Table& table, long long tensor, long long last) {
+  if (last >= 0 && (tensor == last || Rule::alike(table, last, tensor))) return;
+  __syncthreads();  // nobody still reads the last ones
+  if (threadIdx.x == 0) shared = Rule::coefficients(args, table, tensor);
+  __syncthreads();
+}
+
+// Registers for the blocks that are launched on a multiprocessor: see rule.h.
+template <typename Rule>
+constexpr int kBlocks = launch_of(sizeof(typename Rule::T) == 8).blocks_per_multiprocessor;
 
 // True, in all threads, for the one block that comes here last: it sees all that the others did before. The ticket goes
 // back to zero by itself, ready for the next launch. Every thread of every block must come here.
@@ -98,16 +115,6 @@ __device__ __forceinline__ bool is_last_block(long long* ticket) {
   }
   __syncthreads();
   return last;
-}
-
-// Adds 1 to the step count of every tensor, empty ones included. Every thread of every block ends with this call: the
-// counts change only when no block has any left to read.
-__device__ __forceinline__ void advance_steps(long long* words, int step_list) {
-  if (!is_last_block(words + kTicket)) return;
-  const Table table{words};
-  for (long long t = threadIdx.x; t < table.tensors(); t += blockDim.x) {
-    *list_pointer<float>(table, t, step_list) += 1.0f;
-  }
 }
 
 }  // namespace fastcurv

@@ -1,6 +1,9 @@
-// What the launchers share: the right device, and an error code of our own launch.
+// What the launchers share: the right instances, the right device, and an error code of our own launch.
 #pragma once
 #include <cuda_runtime.h>
+
+#include "fastcurv.h"
+#include "kernels.cuh"
 
 namespace fastcurv {
 
@@ -32,15 +35,26 @@ inline int reported(cudaError_t error) {
   return static_cast<int>(error);
 }
 
-// Launches kernel(args) and returns a CUDA error code. It is that of cudaLaunchKernel, which unlike cudaGetLastError
-// after `<<<>>>` does not mix it with what some earlier call left behind.
-template <typename Args>
-int launch(void (*kernel)(Args), int blocks, int threads, const Args& args, int device, void* stream) {
-  const DeviceGuard guard(device);
-  if (guard.error() != cudaSuccess) return reported(guard.error());
-  void* parameters[] = {const_cast<Args*>(&args)};
-  return reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), parameters, 0,
-                                   static_cast<cudaStream_t>(stream)));
+template <typename Rule>
+CudaKernels kernels_of() {
+  if constexpr (Rule::kSums > 0) {
+    return {partials_kernel<Rule>, rows_kernel<Rule>, update_kernel<Rule>};
+  } else {
+    return {nullptr, nullptr, update_kernel<Rule>};
+  }
+}
+
+// The same for the dtypes of a call.
+template <template <typename, typename, int> class Rule, int variant>
+CudaKernels kernels_of(Dtype param, Dtype state) {
+  switch (param) {
+    case Dtype::float64: return kernels_of<Rule<double, double, variant>>();
+    case Dtype::bfloat16: return kernels_of<Rule<bfloat16, float, variant>>();
+    case Dtype::float16: return kernels_of<Rule<float16, float, variant>>();
+    case Dtype::float32: break;
+  }
+  return state == Dtype::bfloat16 ? kernels_of<Rule<float, bfloat16, variant>>()
+                                  : kernels_of<Rule<float, float, variant>>();
 }
 
 }  // namespace fastcurv

@@ -16,7 +16,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
+#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
 #define __syncthreads() cuda_host::block().block_barrier(__LINE__)

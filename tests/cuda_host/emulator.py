@@ -23,7 +23,7 @@ ORDERS = ("ascending", "descending", "random")  # the values of cuda_host::Order
 # The arithmetic flags are those of the C++ back end, whose bits the kernels must reproduce. Fortified longjmp refuses to
 # switch stacks; tensors are seen as int64 here and as float there, so no aliasing rules.
 FLAGS = [
-    "-O2",
+    "-O1",
     "-std=c++17",
     "-fPIC",
     "-fvisibility=hidden",
@@ -103,24 +103,26 @@ def run(
         raise RuntimeError(error.decode())
 
 
-def launch(
-    plan: tuple[str, int, int, int, bytes], *, blocks: int | None = None, order: str = "ascending", seed: int = 0
-) -> None:
+Launch = tuple[str, int, int, int, bytes]
+
+
+def launch(plan: list[Launch], *, blocks: int | None = None, order: str = "ascending", seed: int = 0) -> None:
     """Runs what a `fastcurv._C.<op>_kernel` has planned.
 
     Args:
-        plan: Name, chunks, threads, blocks per multiprocessor, bytes of the argument.
+        plan: For each kernel, in order: name, blocks that have something to do, threads, blocks per multiprocessor,
+            bytes of the argument.
         blocks: Grid size; by default that of a GPU with two multiprocessors.
         order: See `run`.
         seed: See `run`.
     """
-    name, chunks, threads, blocks_per_multiprocessor, args = plan
-    blocks = max(1, min(chunks, 2 * blocks_per_multiprocessor)) if blocks is None else blocks
-    run(name, blocks, threads, args, order=order, seed=seed)
+    for name, busy, threads, blocks_per_multiprocessor, args in plan:
+        grid = max(1, min(busy, 2 * blocks_per_multiprocessor)) if blocks is None else blocks
+        run(name, grid, threads, args, order=order, seed=seed)
 
 
 def emulated(op: str, *, blocks: int | None = None, order: str = "ascending", seed: int = 0) -> Callable[..., None]:
-    """A function with the signature of `fastcurv._C.<op>_` that runs the op's CUDA kernel in the emulator.
+    """A function with the signature of `fastcurv._C.<op>_` that runs the op's CUDA kernels in the emulator.
 
     Args:
         op: Name of the op, such as `adam`.

@@ -2,15 +2,28 @@
 #include "cuda_host.h"
 // The kernels come after the emulator, which defines their vocabulary.
 #include "adam.cuh"
+#include "lamb.cuh"
+#include "lars.cuh"
+#include "lookahead.cuh"
+#include "nero.cuh"
+#include "ranger.cuh"
+#include "sgd.cuh"
 
-#define ADAM(param, state)                                                             \
-  CUDA_HOST_KERNEL(fastcurv::adam_kernel<param, state, fastcurv::SecondMoment::adam>), \
-      CUDA_HOST_KERNEL(fastcurv::adam_kernel<param, state, fastcurv::SecondMoment::amsgrad>)
+#define FOR_DTYPES(instance, rule, variant)                                                                  \
+  instance(rule, float, float, variant), instance(rule, double, double, variant),                            \
+      instance(rule, fastcurv::bfloat16, float, variant), instance(rule, fastcurv::float16, float, variant), \
+      instance(rule, float, fastcurv::bfloat16, variant)
+
+#define KERNEL(kernel, rule, param, state, variant) \
+  CUDA_HOST_KERNEL(fastcurv::kernel<fastcurv::rule<param, state, variant>>)
+#define UPDATE(rule, param, state, variant) KERNEL(update_kernel, rule, param, state, variant)
+#define ALL(rule, param, state, variant)                                                                  \
+  KERNEL(partials_kernel, rule, param, state, variant), KERNEL(rows_kernel, rule, param, state, variant), \
+      UPDATE(rule, param, state, variant)
 
 const std::vector<cuda_host::Kernel> cuda_host::kernels = {
-    ADAM(float, float),
-    ADAM(double, double),
-    ADAM(fastcurv::bfloat16, float),
-    ADAM(fastcurv::float16, float),
-    ADAM(float, fastcurv::bfloat16),
+    FOR_DTYPES(UPDATE, AdamRule, 0), FOR_DTYPES(UPDATE, AdamRule, 1),      FOR_DTYPES(UPDATE, AdamRule, 2),
+    FOR_DTYPES(UPDATE, AdamRule, 3), FOR_DTYPES(UPDATE, AdamRule, 4),      FOR_DTYPES(UPDATE, SgdRule, 0),
+    FOR_DTYPES(UPDATE, SgdRule, 1),  FOR_DTYPES(UPDATE, LookaheadRule, 0), FOR_DTYPES(ALL, RangerRule, 0),
+    FOR_DTYPES(ALL, NeroRule, 0),    FOR_DTYPES(ALL, LarsRule, 0),         FOR_DTYPES(ALL, LambRule, 0),
 };
