@@ -13,7 +13,7 @@ SEGMENT = tl.constexpr(2048)
 GROUP = tl.constexpr(8)
 _TICKET = tl.constexpr(4)
 _TILE = tl.constexpr(8192)
-_TILE_ROWS = tl.constexpr(1024)
+_TILE_ROWS = tl.constexpr(512)
 
 
 @triton.jit

@@ -46,27 +46,26 @@ def _row(c, sums, length, record_ptr, row, mask, OPTIONS: tl.constexpr, COMPUTE:
     tl.store(average_ptr, s.to(COMPUTE), mask=mask)
     scale = tl.load(tl.load(record_ptr + RECORD + _SCALE).to(tl.pointer_type(COMPUTE))).to(tl.float64)
     norm = tl.sqrt(s / correction)
-    rate = tl.where(norm == 0.0, 0.0, lr * scale / tl.where(norm == 0.0, 1.0, norm)).to(COMPUTE)
+    rate = tl.where(norm == 0.0, 0.0, lr * scale / tl.where(norm == 0.0, 1.0, norm))
     mean = sums[0] * 0.0
     inverse_norm = mean + 1.0
     if OPTIONS[0]:
         n = length.to(tl.float64)
-        step = rate.to(tl.float64)
-        mean_after = (sums[0] - step * sums[1]) / n
-        square = sums[2] - step * (2.0 * sums[3] - step * sums[4])
+        mean_after = (sums[0] - rate * sums[1]) / n
+        square = sums[2] - rate * (2.0 * sums[3] - rate * sums[4])
         centred = square - n * mean_after * mean_after
         alike = centred <= square * _ALIKE
         inverse = tl.where(alike, 0.0, 1.0 / tl.sqrt(tl.where(alike, 1.0, centred)))
         mean = tl.where(length == 1, 0.0, mean_after)
         inverse_norm = tl.where(length == 1, 1.0, inverse)
-    return rate, mean.to(COMPUTE), inverse_norm.to(COMPUTE)
+    return rate, mean, inverse_norm
 
 
 @triton.jit
 def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.constexpr):
-    w = load(lists[0], offsets, mask, COMPUTE)
-    g = load(lists[1], offsets, mask, COMPUTE)
-    store(lists[0], offsets, (w - row[0] * (g * c[0]) - row[1]) * row[2], mask)
+    w = load(lists[0], offsets, mask, COMPUTE).to(tl.float64)
+    g = (load(lists[1], offsets, mask, COMPUTE) * c[0]).to(tl.float64)
+    store(lists[0], offsets, ((w - row[0] * g - row[1]) * row[2]).to(COMPUTE), mask)
 
 
 # Every tensor has rows: whatever stands in no_row goes nowhere.
