@@ -220,12 +220,12 @@ def finish_kernel(
 
 
 @triton.jit
-def kept_row(table_ptr, record_ptr, row, mask, NO_ROW: tl.constexpr, COMPUTE: tl.constexpr):
+def kept_row(table_ptr, record_ptr, row, mask, NO_ROW: tl.constexpr, ROW_TYPE: tl.constexpr):
     """What `finish_kernel` kept of rows, or NO_ROW outside the mask."""
     count, _, length = rows_of(record_ptr)
     per_row = (length + SEGMENT - 1) // SEGMENT
     row_ptr = scratch_of(table_ptr, record_ptr) + (count * per_row + row) * ROW_WORDS
     values = ()
     for i in tl.static_range(len(NO_ROW)):
-        values = values + (tl.load(row_ptr + i, mask=mask, other=NO_ROW[i]).to(COMPUTE),)
+        values = values + (tl.load(row_ptr + i, mask=mask, other=NO_ROW[i]).to(ROW_TYPE),)
     return values

@@ -44,6 +44,7 @@ class Rule(NamedTuple):
         sums: Number of sums.
         row: (c, sums, length, record_ptr, row, mask, OPTIONS, COMPUTE) to what is known of a row, or of some.
         no_row: The same for tensors without rows. A rule whose `first` writes must not be run on such.
+        row_in_double: Whether what is known of a row is in float64 and not in the type of the arithmetic.
     """
 
     lists: str
@@ -54,6 +55,7 @@ class Rule(NamedTuple):
     sums: int = 0
     row: Any = None
     no_row: tuple[float, ...] = ()
+    row_in_double: bool = False
 
 
 @triton.jit
@@ -169,6 +171,7 @@ def _update_chunk_of_rows(
     SUMS: tl.constexpr,
     ROW: tl.constexpr,
     NO_ROW: tl.constexpr,
+    ROW_TYPE: tl.constexpr,
     TYPES: tl.constexpr,
     OPTIONS: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -212,7 +215,7 @@ def _update_chunk_of_rows(
         inner = tl.maximum(inner, 1)
         runs = first // inner
         if (count == 0) | (runs == (end - 1) // inner):
-            values = kept_row(table_ptr, record_ptr, runs % tl.maximum(count, 1), count > 0, NO_ROW, COMPUTE)
+            values = kept_row(table_ptr, record_ptr, runs % tl.maximum(count, 1), count > 0, NO_ROW, ROW_TYPE)
             _update_run(record_ptr, first, end - first, c, values, UPDATE, TYPES, OPTIONS, COMPUTE, BLOCK)
         else:
             lists = pointers(record_ptr, first, TYPES, False)
@@ -220,7 +223,7 @@ def _update_chunk_of_rows(
             while start < end - first:
                 offsets = start + tl.arange(0, BLOCK)
                 mask = offsets < end - first
-                values = kept_row(table_ptr, record_ptr, (first + offsets) // inner % count, mask, NO_ROW, COMPUTE)
+                values = kept_row(table_ptr, record_ptr, (first + offsets) // inner % count, mask, NO_ROW, ROW_TYPE)
                 UPDATE(lists, offsets, mask, c, values, OPTIONS, COMPUTE)
                 start += BLOCK
 
@@ -238,6 +241,7 @@ def update_kernel(
     SUMS: tl.constexpr,
     ROW: tl.constexpr,
     NO_ROW: tl.constexpr,
+    ROW_TYPE: tl.constexpr,
     TYPES: tl.constexpr,
     OPTIONS: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -263,6 +267,7 @@ def update_kernel(
                 SUMS,
                 ROW,
                 NO_ROW,
+                ROW_TYPE,
                 TYPES,
                 OPTIONS,
                 COMPUTE,
@@ -325,6 +330,7 @@ def launches(
         "FIRST": rule.first,
         "ROW": rule.row,
         "NO_ROW": rule.no_row,
+        "ROW_TYPE": tl.float64 if rule.row_in_double else compute,
         "BLOCK": BLOCK,
         "ROWS": ROWS if _INTERPRETING or any(t and t.primitive_bitwidth == 16 for t in types.values()) else ROWS // 2,
     }

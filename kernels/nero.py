@@ -69,7 +69,7 @@ def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.con
 
 
 # Every tensor has rows: whatever stands in no_row goes nowhere.
-_RULE = Rule("pp---", _coefficients, _update, advance_step, _first, 5, _row, (0.0, 0.0, 1.0))
+_RULE = Rule("pp---", _coefficients, _update, advance_step, _first, 5, _row, (0.0, 0.0, 1.0), row_in_double=True)
 
 
 def nero_(

@@ -375,7 +375,7 @@ def test_long_rows_past_the_32_bit_limit(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("inner", [2**31 - 700, 2**31 + 5000])
+@pytest.mark.parametrize("inner", [2**31 - 700, 2**31 + 5000, 2**33 + 100])
 def test_a_run_of_more_than_2_31_elements_ends_within_a_chunk(inner, dtype):
     """Two rows, of which the update knows no more than their means; none, where the gradients have lost them."""
     chunk = inner // CHUNK
