@@ -9,8 +9,9 @@
 
 namespace fastcurv {
 
-// Rows up to this length are short: the last elements of each, which fill no vector, would cost as much as the others.
-constexpr long long kShortRow = 512;
+// Rows up to this length are short: updated one by one, their last elements, which fill no vector, and the start of their
+// sums would cost as much as the rest (measured at 64, 100, 128 and 256 elements).
+constexpr long long kShortRow = 127;
 // Elements of short rows that are updated in one loop, and how many are written at a time when values are repeated.
 constexpr long long kShortChunk = 2048;
 constexpr int kRepeat = 16;
@@ -114,6 +115,33 @@ FC_INLINE void update_short(const typename Rule::Coefficients& coefficients, con
   }
 }
 
+// Updates `count` elements of a row and takes the sums over those of the next, which begin rows.length further;
+// `readable` more may be looked at.
+template <typename Rule, bool rare, int... l, typename... Lists>
+FC_INLINE void update_and_sum(const typename Rule::Coefficients& coefficients, const typename Rule::Row& its_row,
+                              const Rows& rows, long long count, long long readable, double* sums, Indices<l...> all,
+                              Lists* __restrict... lists) {
+  constexpr unsigned int used = Rule::kReads | Rule::kFirstReads | Rule::kRare;
+  const typename Rule::Coefficients c = coefficients;
+  const typename Rule::Row row = its_row;
+  double lanes[Rule::kSums][kLanes] = {};
+  long long i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    update_elements<Rule, false, rare>(c, row, kLanes, all, advanced<has(used, l)>(lists, i)...);
+    add_terms<Rule, true, false>(c, rows, 0, 0, kLanes, kLanes, lanes, all,
+                                 advanced<has(used, l)>(lists, i + rows.length)...);
+  }
+  if (i < count) {
+    update_elements<Rule, false, rare>(c, row, count - i, all, advanced<has(used, l)>(lists, i)...);
+    add_last_terms<Rule, false>(c, rows, static_cast<int>(count - i), readable, lanes, all,
+                                advanced<has(used, l)>(lists, i + rows.length)...);
+  }
+  for (int k = 0; k < Rule::kSums; ++k) {
+    add_lanes(lanes[k]);
+    sums[k] = lanes[k][0];
+  }
+}
+
 template <typename Rule>
 struct UpdateRows {
   using Coefficients = typename Rule::Coefficients;
@@ -129,16 +157,39 @@ struct UpdateRows {
            : single<false>(*c, *table, tensor, begin, end - begin, All());
     } else if (rows.length <= kShortRow) {
       const long long fit = kShortChunk / rows.length;
-      for (; begin < end; begin += fit) short_rows(*c, *table, tensor, rows, begin, std::min(end, begin + fit), rare);
-    } else {
-      for (; begin < end; ++begin) {
-        const typename Rule::Row row = its_row(*c, *table, tensor, rows, begin);
-        update_run<Rule, false>(*c, row, *table, tensor, begin * rows.length, rows.length, All());
+      for (; begin < end; begin += fit) {
+        const long long stop = std::min(end, begin + fit);
+        rare ? short_rows<true>(*c, *table, tensor, rows, begin, stop, All())
+             : short_rows<false>(*c, *table, tensor, rows, begin, stop, All());
       }
+    } else {
+      typename Rule::Row row = begin < end ? its_row(*c, *table, tensor, rows, begin) : Rule::no_row(*c);
+      for (; begin + 1 < end; ++begin) {
+        row = rare ? with_next<true>(*c, row, *table, tensor, rows, begin, All())
+                   : with_next<false>(*c, row, *table, tensor, rows, begin, All());
+      }
+      if (begin < end) update_run<Rule, false>(*c, row, *table, tensor, begin * rows.length, rows.length, All());
     }
   }
 
  private:
+  // Updates a row while taking the sums over the next, which keeps memory busy and costs little time of its own: most
+  // of an update is waiting for roots and quotients.
+  template <bool rare, int... l>
+  static FC_INLINE typename Rule::Row with_next(const Coefficients& c, const typename Rule::Row& row,
+                                                const Table& table, long long tensor, const Rows& rows,
+                                                long long number, Indices<l...> all) {
+    double segments[kLocalRow / kSegment][Rule::kSums], sums[Rule::kSums];
+    const long long after = table.numel(tensor) - (number + 2) * rows.length;
+    for (long long s = 0; s < rows.segments(); ++s) {
+      const long long at = number * rows.length + s * kSegment, count = std::min(kSegment, rows.length - s * kSegment);
+      update_and_sum<Rule, rare>(c, row, rows, count, rows.length - s * kSegment - count + after, segments[s], all,
+                                 list_at<Rule, l>(table, tensor, at)...);
+    }
+    sum_row<Rule>(segments[0], rows.segments(), Rule::kSums, sums);
+    return Rule::row(c, sums, rows.length, table, tensor, number + 1);
+  }
+
   static FC_INLINE typename Rule::Row its_row(const Coefficients& c, const Table& table, long long tensor,
                                               const Rows& rows, long long row) {
     double segments[kLocalRow / kSegment][Rule::kSums], sums[Rule::kSums];
@@ -149,12 +200,13 @@ struct UpdateRows {
     return Rule::row(c, sums, rows.length, table, tensor, row);
   }
 
+  template <bool rare, int... l>
   static FC_INLINE void short_rows(const Coefficients& c, const Table& table, long long tensor, const Rows& rows,
-                                   long long begin, long long end, bool rare) {
+                                   long long begin, long long end, Indices<l...> all) {
     typename Rule::Row found[kShortChunk / 2];
     for (long long r = begin; r < end; ++r) {
       double sums[Rule::kSums];
-      sum_segment<Rule>(c, table, tensor, rows, r, 0, sums, All());
+      sum_segment<Rule>(c, table, tensor, rows, r, 0, sums, all);
       found[r - begin] = Rule::row(c, sums, rows.length, table, tensor, r);
     }
     // A row's values are written in whole vectors, over the place of the next row's, which come after.
@@ -168,19 +220,14 @@ struct UpdateRows {
         }
       }
     }
-    rare ? repeated_rows<true>(c, table, tensor, repeated, begin * rows.length, (end - begin) * rows.length, All())
-         : repeated_rows<false>(c, table, tensor, repeated, begin * rows.length, (end - begin) * rows.length, All());
+    update_short<Rule, rare>(c, repeated, (end - begin) * rows.length, all,
+                             list_at<Rule, l>(table, tensor, begin * rows.length)...);
   }
 
   template <bool rare, int... l>
   static FC_INLINE void single(const Coefficients& c, const Table& table, long long tensor, long long begin,
                                long long count, Indices<l...> all) {
     update_single<Rule, rare>(c, table, tensor, begin, count, all, list_at<Rule, l>(table, tensor, begin)...);
-  }
-  template <bool rare, int... l>
-  static FC_INLINE void repeated_rows(const Coefficients& c, const Table& table, long long tensor,
-                                      const RowValue* repeated, long long begin, long long count, Indices<l...> all) {
-    update_short<Rule, rare>(c, repeated, count, all, list_at<Rule, l>(table, tensor, begin)...);
   }
 };
 
