@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 from . import machine
-from .clocks import Call, Clock, quantile, repeated
-from .results import Result, Row, summarise
+from .clocks import Call, Clock, repeated
+from .results import Result, Rounds, Row, difference, samples, summarise
 
 Role = Literal["ours", "reference", "yardstick", "torch", "peer"]
 OF_FASTCURV: tuple[Role, ...] = ("ours", "reference", "yardstick")
@@ -121,9 +121,7 @@ class Case(ABC):
         """`tensors`, `elements` and `bytes` that a call has to move."""
 
 
-def interleave(
-    calls: Mapping[str, Call], clock: Clock, seconds: float, least: int, pace: str = ""
-) -> dict[str, list[float]]:
+def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, least: int, pace: str = "") -> Rounds:
     """Times calls in turn, in another order every round, so that a drift of the machine hits all of them alike.
 
     Args:
@@ -134,25 +132,23 @@ def interleave(
         pace: The call by whose time others are slow; they sit out some rounds. Empty: none does.
 
     Returns:
-        The times in seconds, one list for each name.
+        The rounds: in each, the times in seconds of those that took part.
     """
     order = list(calls)
     shuffle = random.Random(0).shuffle
     start = time.perf_counter()
-    times = {name: [clock.time(calls[name])] for name in order}
+    rounds = [{name: clock.time(calls[name]) for name in order}]
     stride = dict.fromkeys(order, 1)
     if pace:
-        ratios = {name: times[name][0] / (PATIENCE * times[pace][0]) for name in order}
+        ratios = {name: rounds[0][name] / (PATIENCE * rounds[0][pace]) for name in order}
         stride = {name: min(LONGEST_STRIDE, max(1, round(ratio))) for name, ratio in ratios.items()}
     needed = least * max(stride.values(), default=1)
     for done in range(1, max(needed, MOST_ROUNDS)):
         if done >= needed and time.perf_counter() - start > seconds:
             break
         shuffle(order)
-        for name in order:
-            if done % stride[name] == 0:
-                times[name].append(clock.time(calls[name]))
-    return times
+        rounds.append({name: clock.time(calls[name]) for name in order if done % stride[name] == 0})
+    return rounds
 
 
 class _Measurement:
@@ -165,8 +161,8 @@ class _Measurement:
         self.ours = next((c.name for c in self.contenders if c.role == "ours"), "")
         # Where memory runs short, ours and the baseline come first.
         self.first = [c for c in self.contenders if c.name in (self.ours, case.baseline)]
-        self.times: dict[str, list[float]] = {}
-        self.alone: dict[str, list[float]] = {}
+        self.rounds: Rounds = []
+        self.alone: Rounds = []
         self.ceilings: dict[str, int] = {}
         self.watch = machine.Watch()
 
@@ -205,21 +201,22 @@ class _Measurement:
         try:
             with self.watch:
                 pace = self.ours if self.ours in calls and not quick else ""
-                self._extend(self.times, interleave(calls, self.clock, seconds, least, pace))
-                self._extend(self.alone, interleave(alone, self.clock, seconds / 6, least))
+                self.rounds += self._means(interleave(calls, self.clock, seconds, least, pace))
+                self.alone += self._means(interleave(alone, self.clock, seconds / 6, least))
         finally:
             gc.enable()
 
-    def _extend(self, times: dict[str, list[float]], more: Mapping[str, list[float]]) -> None:
-        """Adds samples, those of a whole period as its mean; ceilings have none."""
-        for name, samples in more.items():
-            period = 1 if name in self.ceilings else self.period
-            times.setdefault(name, []).extend(seconds / period for seconds in samples)
+    def _means(self, rounds: Rounds) -> Rounds:
+        """Times of whole periods as their means; ceilings have none."""
+        return [
+            {name: seconds / (1 if name in self.ceilings else self.period) for name, seconds in times.items()}
+            for times in rounds
+        ]
 
     def _fits(self, contender: Contender) -> bool:
         """Whether there is memory for its own buffers, and as much again for temporaries; notes it where not."""
         available, needed = machine.available_bytes(self.options.device), 2 * contender.bytes
-        if needed > available and contender.name not in self.times:
+        if needed > available and not samples(self.rounds, contender.name):
             sizes = f"needs {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
             self.rows[contender.name].note = f"not measured: {sizes}"
         return needed <= available
@@ -244,7 +241,7 @@ def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> 
     measured = _Measurement(case, options, clock)
     for placement in range(1 if options.quick else PLACEMENTS):
         measured.place(backwards=placement % 2 == 1)
-    rows, watch, alone = list(measured.rows.values()), measured.watch, measured.alone
+    rows, watch, alone = list(measured.rows.values()), measured.watch, list(filter(None, measured.alone))
     red = [f"{row.name} is wrong: {row.wrong}" for row in rows if row.wrong and row.role in OF_FASTCURV]
     quick = "a quick run shrinks the work" if options.quick else ""
     # A GPU does its work whatever the processors do meanwhile.
@@ -252,9 +249,8 @@ def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> 
     unfit = "; ".join(filter(None, [*red, *contended, quick]))
     result = Result(case.name, case.work, case.baseline, case.size(options), rows, unfit=unfit)
     result.load, result.others = watch.load, watch.others
-    if alone:
-        result.overhead = 1e3 * (quantile(alone["step"], 0.5) - quantile(alone["kernel"], 0.5))
-    return summarise(result, measured.times, measured.ceilings)
+    result.overhead = difference(alone, "step", "kernel")
+    return summarise(result, measured.rounds, measured.ceilings)
 
 
 def run_all(cases: Sequence[Case], options: Options, clock: Clock, start_load: float | None = None) -> Iterator[Result]:

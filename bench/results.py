@@ -12,12 +12,37 @@ from . import machine
 from .clocks import quantile
 
 
+# Rounds of calls that followed each other closely: in each, the seconds of those that took part.
+Rounds = list[dict[str, float]]
+
+
+def samples(rounds: Rounds, name: str) -> list[float]:
+    """The times of a call."""
+    return [times[name] for times in rounds if name in times]
+
+
+def ratio(rounds: Rounds, one: str, other: str) -> float | None:
+    """Median over the rounds of the time of one call over that of another; None where they have none in common.
+
+    A machine changes its speed, by half and for seconds: the two of a round have met the same one, two medians need not.
+    """
+    found = [times[one] / times[other] for times in rounds if one in times and other in times]
+    return quantile(found, 0.5) if found else None
+
+
+def difference(rounds: Rounds, one: str, other: str) -> float | None:
+    """Median over the rounds of the time of one call less that of another, in milliseconds."""
+    found = [times[one] - times[other] for times in rounds if one in times and other in times]
+    return 1e3 * quantile(found, 0.5) if found else None
+
+
 @dataclasses.dataclass
 class Row:
     """What was measured of one contender, in milliseconds; `rounds` is 0 where it was not measured.
 
     Attributes:
         ceiling: Bandwidth as a fraction of the ceiling.
+        relative: Its time over that of the back end a user gets.
         speedup: Over the baseline; None where none may be given.
         wrong: What is wrong with its results, if anything is.
         note: In what it differs from the others, or why it was not measured.
@@ -33,6 +58,7 @@ class Row:
     rounds: int = 0
     gigabytes_per_second: float = 0.0
     ceiling: float | None = None
+    relative: float | None = None
     speedup: float | None = None
     wrong: str = ""
     note: str = ""
@@ -74,34 +100,35 @@ class Result:
         return next((row for row in self.rows if row.role == "ours"), None)
 
 
-def summarise(result: Result, times: Mapping[str, Sequence[float]], ceilings: Mapping[str, int]) -> Result:
+def summarise(result: Result, rounds: Rounds, ceilings: Mapping[str, int]) -> Result:
     """Fills in medians, bandwidths, percentages and speed-ups.
 
     Args:
         result: Of a case, with rows not yet filled in.
-        times: Seconds, one list for each contender, ceiling and `kernel`.
+        rounds: Times of the contenders, the ceilings and `kernel`.
         ceilings: Bytes that each ceiling moves.
     """
-    speeds = {name: moved / quantile(times[name], 0.5) / 1e9 for name, moved in ceilings.items()}
+    speeds = {name: moved / quantile(samples(rounds, name), 0.5) / 1e9 for name, moved in ceilings.items()}
     if speeds:
         result.ceiling_name, result.ceiling = max(speeds.items(), key=lambda item: item[1])
     ours = result.ours()
-    if ours and "kernel" in times:
-        result.overhead_among_others = 1e3 * (quantile(times[ours.name], 0.5) - quantile(times["kernel"], 0.5))
+    name_of_ours = ours.name if ours else ""
+    result.overhead_among_others = difference(rounds, name_of_ours, "kernel")
     base = result.row(result.baseline)
-    # The baseline is what the others are compared with, however precise it is.
-    comparable = base is not None and base.name in times and not base.note
     for row in result.rows:
-        if row.name not in times:
+        times = samples(rounds, row.name)
+        if not times:
             continue
-        samples = times[row.name]
-        row.rounds = len(samples)
-        row.p20, row.median, row.p80 = (1e3 * quantile(samples, q) for q in (0.2, 0.5, 0.8))
+        row.rounds = len(times)
+        row.p20, row.median, row.p80 = (1e3 * quantile(times, q) for q in (0.2, 0.5, 0.8))
+        row.relative = ratio(rounds, row.name, name_of_ours)
         if not row.note and not row.computes:
             row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
-            row.ceiling = row.gigabytes_per_second / result.ceiling if result.ceiling else None
-        if comparable and not (result.unfit or row.note or (row.wrong and row is not base)):
-            row.speedup = quantile(times[result.baseline], 0.5) * 1e3 / row.median
+            if reached := ratio(rounds, result.ceiling_name, row.name):
+                row.ceiling = reached * result.size["bytes"] / ceilings[result.ceiling_name]
+        # The baseline is what the others are compared with, however precise it is.
+        if base and not (base.note or result.unfit or row.note or (row.wrong and row is not base)):
+            row.speedup = ratio(rounds, base.name, row.name)
     return result
 
 

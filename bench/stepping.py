@@ -30,8 +30,6 @@ SMALL_TENSORS, SMALL_VECTOR, SMALL_DIMENSION = 300, 1027, 9
 STREAM_BLOCKS = (64, 256, 1024)
 COPY_BYTES = 1 << 30
 TILE = 1 << 20
-# State that is touched on some steps only: no part of the stream ceiling, which has the mix of the others.
-OCCASIONAL = ("slow_buffers",)
 
 Make = Callable[[list[Parameter], float], Optimizer]
 
@@ -279,10 +277,11 @@ def buffers(optimizer: MultiTensorOptimizer) -> Buffers:
     arguments: dict[str, Any] = {**optimizer._arguments(group), "grad_scale": None, "found_inf": None}
     chunk = _backend.CHUNK_ELEMENTS.get(name)
     table = bucket.space.table(chunk, device, op.rows(arguments)) if chunk else None
+    # The stream ceiling has the mix of the lists that every step touches.
     streamed = [
         (tensors, is_written)
         for list_name, tensors, is_written in zip(op.lists, lists, op.mutated, strict=True)
-        if tensors and list_name not in OCCASIONAL and _check.kind(list_name) in ("param", "grad", "state", "exact")
+        if tensors and list_name not in op.occasional and _check.kind(list_name) in ("param", "grad", "state", "exact")
     ]
     return Buffers(
         read=[tensors for tensors, is_written in streamed if not is_written],

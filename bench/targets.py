@@ -114,10 +114,10 @@ def _figure(target: Target, result: Result) -> float | None:
         if "dispatch" not in ours.extra or any("dispatch" not in row.extra for row in others):
             return None
         return max((ours.extra["dispatch"] / row.extra["dispatch"] for row in others), default=None)
-    fastest = min((row.median for row in others), default=None)
+    fastest = min((row.relative for row in others if row.relative), default=None)
     if fastest is None:
         return None
-    return fastest / ours.median if target.measure == "speedup" else ours.median / fastest
+    return fastest if target.measure == "speedup" else 1 / fastest
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

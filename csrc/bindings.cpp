@@ -136,7 +136,8 @@ int launch(const Call& call, void* stream) {
 }
 #endif
 
-void run(const Op& op, const py::args& args, const py::kwargs& keywords) {
+// Says of lists that are written on some steps only whether they were, where that is known.
+std::optional<bool> run(const Op& op, const py::args& args, const py::kwargs& keywords) {
   const Call call = read_call(op, args, keywords);
   if (call.device.type == dlpack::kCPU) {
     py::gil_scoped_release release;
@@ -150,6 +151,7 @@ void run(const Op& op, const py::args& args, const py::kwargs& keywords) {
     error = launch(call, stream);
   }
   if (error) throw std::runtime_error(std::string(op.name) + ": CUDA launch failed: " + cuda_error_text(error));
+  return std::nullopt;
 #else
   throw std::runtime_error(std::string(op.name) +
                            ": this build of fastcurv._C has no CUDA code; see README, Build for your GPU");
@@ -187,7 +189,7 @@ std::string signature(const Op& op) {
   for (const char* name : op.scalars) text += std::string(", ") + name + ": float";
   for (const char* name : op.options) text += std::string(", ") + name + ": int";
   if (std::string(op.lists[1]) == "grads") text += ", grad_scale: object";
-  return text + ", found_inf: object) -> None";
+  return text + ", found_inf: object) -> object";
 }
 
 }  // namespace
@@ -258,7 +260,8 @@ PYBIND11_MODULE(_C, m) {
   options.disable_function_signatures();
   for (const Op& op : ops()) {
     m.def((std::string(op.name) + "_").c_str(),
-          [&op](const py::args& args, const py::kwargs& keywords) { run(op, args, keywords); }, signature(op).c_str());
+          [&op](const py::args& args, const py::kwargs& keywords) { return run(op, args, keywords); },
+          signature(op).c_str());
     m.def((std::string(op.name) + "_kernel").c_str(),
           [&op](const py::args& args, const py::kwargs& keywords) { return plan(op, args, keywords); });
   }

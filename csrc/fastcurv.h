@@ -10,8 +10,9 @@ namespace fastcurv {
 const char* simd_level();
 
 // cpu/<op>.cpp: the whole list in one parallel region. The table and every pointer in it are in host memory. `variant`
-// is one of those that the op's rule counts up, or 0.
-using CpuOp = void(const Args& args, Dtype param, Dtype state, int variant);
+// is one of those that the op's rule counts up, or 0. Returns whether it wrote lists that are written on some steps
+// only.
+using CpuOp = bool(const Args& args, Dtype param, Dtype state, int variant);
 CpuOp adam_cpu, lamb_cpu, lars_cpu, lookahead_cpu, nero_cpu, ranger_cpu, sgd_cpu;
 
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the

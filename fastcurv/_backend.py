@@ -20,7 +20,8 @@ BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 # (not yet measured on a GPU). cpp splits by elements itself. triton: one program per chunk.
 CHUNK_ELEMENTS = {"cuda": 16384, "triton": 8192, "cpp": 1 << 40}
 
-Implementation = Callable[..., None]
+# Returns whether it wrote lists that are written on some steps only, or None where that is not known.
+Implementation = Callable[..., bool | None]
 
 
 class Availability(NamedTuple):

@@ -39,14 +39,22 @@ class Workspace:
         names: Argument names of the lists, in the order of the op's signature.
         mutated: Which of them are written.
         optional: Names of those that may be empty.
+        occasional: Names of those that are written on some steps only.
     """
 
-    def __init__(self, names: Sequence[str], mutated: Sequence[bool], optional: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        mutated: Sequence[bool],
+        optional: Sequence[str] = (),
+        occasional: Sequence[str] = (),
+    ) -> None:
         self.names = tuple(names)
         self._optional = tuple(optional)
         native = _backend.native()
         self._native = native.ChunkTable(list(mutated)) if native else None
-        self._mutated = tuple(mutated)
+        self._occasional = tuple(name in occasional for name in names)
+        self._always = tuple(written and not some for written, some in zip(mutated, self._occasional, strict=True))
         self._division = (0, NO_ROWS)
         self._table: Table | None = None
         self._spare: Tensor | None = None
@@ -103,9 +111,12 @@ class Workspace:
             implementation(*lists, None, **arguments)
         else:
             # Before the kernel, which fills the caches with weights: afterwards it takes four times as long.
-            for mutated in itertools.compress(lists, self._mutated):
-                torch.autograd.graph.increment_version(mutated)
-            implementation(*lists, self.table(_backend.CHUNK_ELEMENTS[name], device, rows), **arguments)
+            for written in itertools.compress(lists, self._always):
+                torch.autograd.graph.increment_version(written)
+            wrote = implementation(*lists, self.table(_backend.CHUNK_ELEMENTS[name], device, rows), **arguments)
+            if wrote is not False:  # on a GPU nobody knows yet
+                for written in itertools.compress(lists, self._occasional):
+                    torch.autograd.graph.increment_version(written)
 
     def table(self, chunk_elements: int, device: torch.device, rows: int = NO_ROWS) -> Table | None:
         """The chunk table of the recorded lists in the memory of a device; None without the native extension.

@@ -16,8 +16,9 @@ def result(case="c", unfit="", **milliseconds):
     rows = [Row(roles[k], "ours" if k == "ours" else "peer" if k == "peer" else "torch") for k in milliseconds]
     empty = Result(case, f"work {case}", "torch fused", {"tensors": 1, "elements": 10**6, "bytes": 28 * 10**6}, rows)
     empty.unfit = unfit
-    times = {roles[k]: [x / 1e3 * f for f in (0.5, 1.0, 1.0, 4.0)] for k, x in milliseconds.items()}
-    return results.summarise(empty, {**times, "stream": [1.0, 1.0]}, {"stream": 20 * 10**9})
+    seconds = {"stream": 1.0, **{roles[k]: x / 1e3 for k, x in milliseconds.items()}}
+    rounds = [{name: x * slower for name, x in seconds.items()} for slower in (0.5, 1.0, 1.0, 4.0)]
+    return results.summarise(empty, rounds, {"stream": 20 * 10**9})
 
 
 def test_medians_bandwidths_percentages_and_speedups():
@@ -28,6 +29,15 @@ def test_medians_bandwidths_percentages_and_speedups():
     assert ours.gigabytes_per_second == pytest.approx(14.0)
     assert measured.ceiling == pytest.approx(20.0) and ours.ceiling == pytest.approx(0.7)
     assert ours.speedup == pytest.approx(1.5) and fused.speedup == 1.0
+
+
+def test_calls_of_one_round_are_compared():
+    """The machine is slow in every second round; one of two equals has sat out a fast one, and one a slow one."""
+    rounds = [{"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 4.0}, {"a": 1.0}, {"b": 4.0}]
+    assert results.samples(rounds, "a") == [1.0, 2.0, 1.0]
+    assert results.ratio(rounds, "b", "a") == 2.0 and results.ratio(rounds, "a", "b") == 0.5
+    assert results.difference(rounds, "b", "a") == 1500.0
+    assert results.ratio(rounds, "a", "c") is None and results.difference([{}], "a", "b") is None
 
 
 def test_an_unfit_run_gives_times_and_no_speedups():

@@ -259,7 +259,8 @@ def test_empty_list(op):
 @every_op
 @pytest.mark.parametrize("backend", COMPILED)
 def test_lists_longer_than_any_by_value_table(op, backend):
-    case = busy(op, [(n % 5,) if n % 3 else (n % 4, 3) for n in range(1000)])
+    count = 100 if backend == "triton" and _backend.interpreting() else 1000
+    case = busy(op, [(n % 5,) if n % 3 else (n % 4, 3) for n in range(count)])
     cases.assert_as_accurate_as_torch(cases.run(case, backend), case)
 
 

@@ -18,9 +18,12 @@ if _backend.native() is None:
 from cuda_host import emulator
 
 from fastcurv import _C
+from fastcurv._chunks import Table
 
 CHUNK = 2048
-TICKET, HEADER, RECORD = 4, 8, 4  # table.h
+# table.h
+TICKET, HEADER = 4, 8
+ROW_WORDS, SEGMENT, GROUP = 5, 2048, 8
 ORDERS = [("ascending", 0), ("descending", 0), ("random", 1), ("random", 2)]
 OPS = _backend.OPS
 ELEMENTWISE = ("adam", "lookahead", "sgd")
@@ -137,21 +140,54 @@ def test_a_skipped_launch_draws_no_ticket(op):
     assert table.words[TICKET] == 123
 
 
-@pytest.mark.parametrize("name", ["lr", "beta1", "beta2", "eps", "weight_decay"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_hyper_parameters_in_device_memory(name, dtype):
+@pytest.mark.parametrize(
+    "op, name",
+    [("adam", "lr"), ("adam", "eps"), ("adam", "weight_decay"), ("ranger", "n_sma_threshold"), ("nero", "beta")],
+)
+def test_hyper_parameters_in_device_memory(op, name, dtype):
     """On a GPU the kernel reads a tensor hyper-parameter; here the plan holds its value, so the address is planted."""
-    case = busy("adam", weight_decay=0.2)
-    value = torch.tensor(case.options[name] * 0.8, dtype=dtype)
-    want = by_cpp(Case("adam", case.lists, {**case.options, name: value}))
+    case = busy(op, [*SHAPES, (2, 33001)])
+    before = case.options_in_full[name]
+    value = torch.tensor(before * 0.8, dtype=dtype)
+    want = by_cpp(Case(op, case.lists, {**case.options, name: value}))
     case = case.clone()
-    *plan, packed = _C.adam_kernel(*case.arguments, table_of(case), **case.options_in_full)
+    table = table_of(case)
     # The arguments begin with a pointer to the table, then come the scalars {value, as_float, as_double} (table.h).
-    start = 8 + 24 * op_of("adam").scalars.index(name)
-    assert struct.unpack_from("dPP", packed, start) == (case.options[name], 0, 0)
+    start = 8 + 24 * op_of(op).scalars.index(name)
     addresses = (value.data_ptr(), 0) if dtype == torch.float32 else (0, value.data_ptr())
-    planted = packed[:start] + struct.pack("dPP", float("nan"), *addresses) + packed[start + 24 :]
-    emulator.launch((*plan, planted))
+    planted = []
+    for *launch, packed in getattr(_C, f"{op}_kernel")(*case.arguments, table, **case.options_in_full):
+        assert struct.unpack_from("dPP", packed, start) == (before, 0, 0)
+        changed = packed[:start] + struct.pack("dPP", float("nan"), *addresses) + packed[start + 24 :]
+        planted.append((*launch, changed))
+    emulator.launch(planted)
+    assert_same_bits(case, want)
+
+
+# ---- Past 2^31 elements: the only tensor begins so far below its memory that just its last chunks lie in it. ----
+
+
+def far_table(case, begin, numel, rows=(0, 0, 0), chunks=(), partials=(), scratch=0):
+    """A table whose tensor has `begin` elements before those in memory, and the scratch of `rows` that long before."""
+    words = [1, len(chunks), len(case.lists), CHUNK, 0, len(partials), 0, 0, numel, *rows]
+    for name, tensors in case.lists.items():
+        before = begin if name in case.shaped else rows[0] - tensors[0].numel() if name.startswith("row_") else 0
+        words.append(tensors[0].data_ptr() - before * tensors[0].element_size() if tensors else 0)
+    words += [*chunks, *partials]
+    memory = torch.full([len(words) + scratch], -(1 << 40))
+    memory[: len(words)] = torch.tensor(words)
+    return Table(memory, len(chunks), len(partials))
+
+
+def assert_agrees_far_away(case, *where, scratch_before=0, **more):
+    want = by_cpp(case)
+    case, buffers = guarded(case)
+    table = far_table(case, *where, **more)
+    if "scratch" in more:
+        table.words[HEADER + 3] = table.words.numel() - more["scratch"] - scratch_before
+    emulator.emulated(case.op)(*case.arguments, table, **case.options_in_full)
+    assert_borders_intact(buffers)
     assert_same_bits(case, want)
 
 
@@ -159,18 +195,56 @@ def test_hyper_parameters_in_device_memory(name, dtype):
 @pytest.mark.parametrize("chunk", [2**31 // CHUNK, 2**32 // CHUNK + 3, 2**31 + 1])
 @pytest.mark.parametrize("op", ELEMENTWISE)
 def test_elements_past_the_32_bit_limit(op, chunk, dtype):
-    """The only chunk listed starts past 2^31 elements; the base pointers lie so far below real memory."""
     count, begin = CHUNK - 3, chunk * CHUNK
-    case = busy(op, [(count,)], dtype)
-    want = by_cpp(case)
-    case, buffers = guarded(case)
-    table = table_of(case)
-    record = table.words[HEADER:]  # numel, rows, inner, scratch, one pointer per list, then the chunk
-    record[0] += begin
-    for i, (name, tensors) in enumerate(case.lists.items()):
-        if name in case.shaped and tensors:
-            record[RECORD + i] -= begin * tensors[0].element_size()
-    record[RECORD + len(case.lists)] = chunk  # of tensor 0
-    emulator.emulated(op)(*case.arguments, table, **case.options_in_full)
-    assert_borders_intact(buffers)
+    assert_agrees_far_away(busy(op, [(count,)], dtype), begin, begin + count, chunks=[chunk])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["nero", "ranger"])
+def test_rows_past_the_32_bit_limit(op, dtype):
+    count, length = 5, 1001
+    chunk = 2**31 // (8 * length) + 1  # of eight rows
+    rows = 8 * chunk + count
+    case = busy(op, [(count, length)], dtype)
+    assert_agrees_far_away(case, 8 * chunk * length, rows * length, (rows, length, 0), chunks=[chunk])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["nero", "ranger"])
+def test_long_rows_past_the_32_bit_limit(op, dtype):
+    count, length, before = 2, 33000, 1 << 16
+    segments = -(-length // SEGMENT)
+    begin, end = before * length, (before + count) * length
+    assert_agrees_far_away(
+        busy(op, [(count, length)], dtype),
+        begin,
+        end,
+        (before + count, length, 0),
+        chunks=range(begin // CHUNK, -(-end // CHUNK)),
+        partials=range(before * segments // GROUP, -(-(before + count) * segments // GROUP)),
+        scratch=(count * segments + before + count) * ROW_WORDS,
+        scratch_before=before * segments * ROW_WORDS,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("inner", [2**31 - 700, 2**31 + 5000, 2**33 + 100])
+def test_a_run_of_more_than_2_31_elements_ends_within_a_chunk(inner, dtype):
+    """Two rows, of which the update knows no more than their means; none, where the gradients have lost them."""
+    chunk = inner // CHUNK
+    case = make_case("ranger", [(CHUNK,)], dtype, device=CPU)
+    means = torch.tensor([0.5, -0.25])
+    row = (torch.arange(CHUNK) >= inner - chunk * CHUNK).long()
+    grad = case["grads"][0]
+    grad.copy_(torch.randint(-8, 8, (CHUNK,)) / 8)  # exact without their means
+    want = case.clone()
+    want["grads"][0] -= means[row].to(grad.dtype)
+    want.options["use_gc"] = False
+    cases.call(want, "cpp")
+    table = far_table(case, chunk * CHUNK, 2 * inner, (2, inner, 0), chunks=[chunk], scratch=2 * ROW_WORDS)
+    first = table.words.numel() - 2 * ROW_WORDS
+    table.words[HEADER + 3] = first - 2 * -(-inner // SEGMENT) * ROW_WORDS
+    for r in range(2):
+        table.words[first + ROW_WORDS * r :][:1].view(torch.float32)[0] = means[r]
+    emulator.emulated("ranger")(*case.arguments, table, **case.options_in_full)
     assert_same_bits(case, want)

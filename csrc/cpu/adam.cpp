@@ -5,7 +5,7 @@
 
 namespace fastcurv {
 
-void adam_cpu(const Args& args, Dtype param, Dtype state, int variant) {
+bool adam_cpu(const Args& args, Dtype param, Dtype state, int variant) {
   switch (variant) {
     case AdamOp::kAmsgrad: return run_rule<AdamRule, AdamOp::kAmsgrad>(args, param, state);
     case AdamOp::kRadam: return run_rule<AdamRule, AdamOp::kRadam>(args, param, state);

@@ -5,6 +5,6 @@
 
 namespace fastcurv {
 
-void lamb_cpu(const Args& args, Dtype param, Dtype state, int) { run_rule<LambRule, 0>(args, param, state); }
+bool lamb_cpu(const Args& args, Dtype param, Dtype state, int) { return run_rule<LambRule, 0>(args, param, state); }
 
 }  // namespace fastcurv

@@ -5,6 +5,6 @@
 
 namespace fastcurv {
 
-void lars_cpu(const Args& args, Dtype param, Dtype state, int) { run_rule<LarsRule, 0>(args, param, state); }
+bool lars_cpu(const Args& args, Dtype param, Dtype state, int) { return run_rule<LarsRule, 0>(args, param, state); }
 
 }  // namespace fastcurv

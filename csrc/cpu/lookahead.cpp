@@ -5,6 +5,8 @@
 
 namespace fastcurv {
 
-void lookahead_cpu(const Args& args, Dtype param, Dtype state, int) { run_rule<LookaheadRule, 0>(args, param, state); }
+bool lookahead_cpu(const Args& args, Dtype param, Dtype state, int) {
+  return run_rule<LookaheadRule, 0>(args, param, state);
+}
 
 }  // namespace fastcurv

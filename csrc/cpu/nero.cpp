@@ -5,6 +5,6 @@
 
 namespace fastcurv {
 
-void nero_cpu(const Args& args, Dtype param, Dtype state, int) { run_rule<NeroRule, 0>(args, param, state); }
+bool nero_cpu(const Args& args, Dtype param, Dtype state, int) { return run_rule<NeroRule, 0>(args, param, state); }
 
 }  // namespace fastcurv

@@ -22,18 +22,19 @@ std::vector<long long> running_totals(const Table& table, const Size& size) {
   return totals;
 }
 
-// Inside a parallel region: calls range(tensor, begin, end) for this thread's share of the total. That is one
-// contiguous stretch, the same in every call of equal sizes, so that a thread meets the pages and cache lines it met
-// last time.
+// Inside a parallel region: calls range(tensor, begin, end) for this thread's share of the tensors from one number up
+// to another. That is one contiguous stretch, the same in every call of equal sizes, so that a thread meets the pages
+// and cache lines it met last time.
 template <typename Range>
-void for_my_share(const std::vector<long long>& totals, long long alignment, const Range& range) {
-  const long long tensors = static_cast<long long>(totals.size()) - 1, total = totals[tensors];
+void for_my_share(const std::vector<long long>& totals, long long first, long long last, long long alignment,
+                  const Range& range) {
+  const long long total = totals[last] - totals[first];
   const long long share = (total + omp_get_num_threads() - 1) / omp_get_num_threads();
   const long long aligned = (share + alignment - 1) / alignment * alignment;
-  const long long begin = std::min(total, omp_get_thread_num() * aligned);
-  const long long end = std::min(total, begin + aligned);
-  long long t = std::upper_bound(totals.begin(), totals.end(), begin) - totals.begin() - 1;
-  for (; t < tensors && totals[t] < end; ++t) {
+  const long long begin = totals[first] + std::min(total, omp_get_thread_num() * aligned);
+  const long long end = std::min(totals[last], begin + aligned);
+  long long t = std::upper_bound(totals.begin() + first, totals.begin() + last + 1, begin) - totals.begin() - 1;
+  for (; t < last && totals[t] < end; ++t) {
     const long long from = std::max(begin, totals[t]);
     const long long to = std::min(end, totals[t + 1]);
     if (from < to) range(t, from - totals[t], to - totals[t]);

@@ -5,6 +5,6 @@
 
 namespace fastcurv {
 
-void ranger_cpu(const Args& args, Dtype param, Dtype state, int) { run_rule<RangerRule, 0>(args, param, state); }
+bool ranger_cpu(const Args& args, Dtype param, Dtype state, int) { return run_rule<RangerRule, 0>(args, param, state); }
 
 }  // namespace fastcurv

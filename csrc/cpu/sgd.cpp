@@ -5,7 +5,7 @@
 
 namespace fastcurv {
 
-void sgd_cpu(const Args& args, Dtype param, Dtype state, int variant) {
+bool sgd_cpu(const Args& args, Dtype param, Dtype state, int variant) {
   switch (variant) {
     case SgdOp::kWithMomentum: return run_rule<SgdRule, SgdOp::kWithMomentum>(args, param, state);
     default: return run_rule<SgdRule, SgdOp::kPlain>(args, param, state);

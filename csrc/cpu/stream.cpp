@@ -36,7 +36,7 @@ int stream_cpu(long long* words, const std::vector<StreamList>& lists, long long
   std::atomic<unsigned char> digest{0};
   const auto elements = running_totals(table, [&](long long t) { return table.numel(t); });
 #pragma omp parallel if (elements.back() > kSerialElements)
-  for_my_share(elements, kRangeAlignment, [&](long long t, long long begin, long long end) {
+  for_my_share(elements, 0, table.tensors(), kRangeAlignment, [&](long long t, long long begin, long long end) {
     unsigned char sum = 0;
     for (long long i = begin; i < end; i += block_elements) {
       const long long count = std::min(block_elements, end - i);

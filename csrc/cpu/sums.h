@@ -32,11 +32,23 @@ FC_INLINE void set_value(Storage* list, long long i, T value) {
   if constexpr (changed) store(list[i], value);
 }
 
-// Adds lane j + w to lane j for w = half, quarter, ...: lane 0 is then the sum.
-template <int w = kLanes / 2>
-FC_INLINE void add_lanes(double* lanes) {
-  for (int j = 0; j < w; ++j) lanes[j] += lanes[j + w];
-  if constexpr (w > 1) add_lanes<w / 2>(lanes);
+// The lanes added in halves: lane j and lane j + w for w = 16, 8, 4, 2, 1. In vectors, for of loops over 4, 2 and 1
+// elements a compiler makes scalar code that takes longer than the rest of the sums of a short row.
+FC_INLINE double add_lanes(const double* lanes) {
+  using Eight = double __attribute__((vector_size(64)));
+  using Four = double __attribute__((vector_size(32)));
+  using Two = double __attribute__((vector_size(16)));
+  static_assert(kLanes == 32);
+  Eight quarters[4];
+  __builtin_memcpy(quarters, lanes, sizeof quarters);
+  const Eight eight = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
+  Four fours[2];
+  __builtin_memcpy(fours, &eight, sizeof fours);
+  const Four four = fours[0] + fours[1];
+  Two twos[2];
+  __builtin_memcpy(twos, &four, sizeof twos);
+  const Two two = twos[0] + twos[1];
+  return two[0] + two[1];
 }
 
 // Adds the terms of kLanes elements to the lanes, or at the end of a row those of the first `width` of them. The first
@@ -92,8 +104,7 @@ FC_INLINE void sum_elements(const typename Rule::Coefficients& coefficients, con
     }
   }
   for (int k = 0; k < Rule::kSums; ++k) {
-    add_lanes(lanes[k]);
-    sums[k] = lanes[k][0];
+    sums[k] = add_lanes(lanes[k]);
   }
 }
 
@@ -107,8 +118,7 @@ FC_INLINE void sum_scattered(const typename Rule::Coefficients& c, const Rows& r
     add_terms<Rule, false, false>(c, rows, row, begin + i, width, width, lanes, all, lists...);
   }
   for (int k = 0; k < Rule::kSums; ++k) {
-    add_lanes(lanes[k]);
-    sums[k] = lanes[k][0];
+    sums[k] = add_lanes(lanes[k]);
   }
 }
 
@@ -136,8 +146,7 @@ FC_INLINE void sum_row(const double* segments, long long count, int stride, doub
     }
     double lanes[kLanes] = {};
     for (long long s = 0; s < count; ++s) lanes[s % kLanes] += segments[s * stride + k];
-    add_lanes(lanes);
-    sums[k] = lanes[0];
+    sums[k] = add_lanes(lanes);
   }
 }
 

@@ -28,6 +28,7 @@ class MultiTensorOp(Generic[P]):
         function: `<name>_`, with the documentation.
         optional: Lists that may be empty.
         read_only: Lists that are not written.
+        occasional: Lists that are read and written on some steps only.
         rows: How the arguments divide parameters into rows: see `fastcurv._chunks`. None: they do not.
     """
 
@@ -36,6 +37,7 @@ class MultiTensorOp(Generic[P]):
         function: Callable[P, None],
         optional: Sequence[str] = (),
         read_only: Sequence[str] = ("grads",),
+        occasional: Sequence[str] = (),
         rows: Callable[[dict[str, Any]], int] | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
@@ -47,13 +49,14 @@ class MultiTensorOp(Generic[P]):
         self.scalars = tuple(name for name, kind in types.items() if kind == "float | Tensor")
         self.options = tuple(name for name, kind in types.items() if kind in _OPTION_TYPES)
         self.optional = tuple(optional)
+        self.occasional = tuple(occasional)
         self.mutated = tuple(name not in read_only for name in self.lists)
         self._workspace_at = functools.lru_cache(maxsize=64)(lambda address, count: self.workspace())
         self._dispatch = _library.register(self._schema(types), self._registered)
 
     def workspace(self) -> Workspace:
         """What a caller keeps between steps on the same lists, so that they are not checked and tabled anew."""
-        return Workspace(self.lists, self.mutated, self.optional)
+        return Workspace(self.lists, self.mutated, self.optional, self.occasional)
 
     def rows(self, arguments: dict[str, Any]) -> int:
         """How parameters are divided into rows, given the op's keyword arguments."""

@@ -16,7 +16,7 @@ def _rows(arguments: dict[str, Any]) -> int:
     return 4 if arguments["gc_conv_only"] else 2
 
 
-@multi_tensor_op(rows=_rows)
+@multi_tensor_op(rows=_rows, occasional=("slow_buffers",))
 def ranger_(
     params: list[Tensor],
     grads: list[Tensor],
