@@ -123,7 +123,7 @@ def implementations(
         for name, chosen in variants.items():
             make = functools.partial(_made, theirs, **chosen)
             found.append(Implementation(name, "torch", make, bytes_of_theirs, note=note))
-        if options.compile:
+        if options.compile and not fused:  # each case takes minutes
             make = functools.partial(_compiled, theirs)
             found.append(Implementation("torch compile", "torch", make, bytes_of_theirs, compiled=True, note=note))
     for peer in peers if options.peers else ():

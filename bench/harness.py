@@ -44,7 +44,7 @@ class Options:
     Attributes:
         device: `cpu` or `cuda`.
         peers: Whether other libraries are measured too, where they are installed.
-        compile: Whether torch.compile is measured too (minutes).
+        compile: Whether torch.compile is measured too where torch has no fused kernel (minutes for each case).
         quick: Whether every case is made small and run a few times, to see that it runs.
     """
 

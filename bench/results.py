@@ -11,7 +11,6 @@ from typing import Any
 from . import machine
 from .clocks import quantile
 
-
 # Rounds of calls that followed each other closely: in each, the seconds of those that took part.
 Rounds = list[dict[str, float]]
 
@@ -24,7 +23,7 @@ def samples(rounds: Rounds, name: str) -> list[float]:
 def ratio(rounds: Rounds, one: str, other: str) -> float | None:
     """Median over the rounds of the time of one call over that of another; None where they have none in common.
 
-    A machine changes its speed, by half and for seconds: the two of a round have met the same one, two medians need not.
+    A machine changes its speed, by half and for seconds: two times of a round have met the same, two medians need not.
     """
     found = [times[one] / times[other] for times in rounds if one in times and other in times]
     return quantile(found, 0.5) if found else None

@@ -35,7 +35,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", action="append", metavar="NAME", help="only this case (may be repeated)")
     parser.add_argument("--check", action="store_true", help="say for every row of targets.toml whether it holds")
     parser.add_argument("--peers", action="store_true", help="measure other libraries too, where installed")
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile too (minutes)")
+    parser.add_argument(
+        "--compile", action="store_true", help="measure torch.compile too, where torch has nothing fused (minutes)"
+    )
     parser.add_argument("--quick", action="store_true", help="make every case small, to see that it runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write <op>-<device>.json there")
 
