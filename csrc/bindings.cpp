@@ -227,6 +227,7 @@ PYBIND11_MODULE(_C, m) {
             return static_cast<int>(t.update(lists, names, accept));
           },
           py::arg("lists"), py::arg("names"), py::arg("accept"))
+      .def("gather", &ChunkTable::gather, py::arg("params"), py::arg("states"), py::arg("keys"))
       .def(
           "size",
           [](const ChunkTable& t, int64_t chunk_elements, int rows) {

@@ -24,16 +24,23 @@ uintptr_t address_of(const py::object& holder) {
   return py::hasattr(holder, "_cdata") ? holder.attr("_cdata").cast<uintptr_t>() : 0;
 }
 
+// The hash table of a dict of a few keys.
+void prefetch_keys(PyObject* object) {
+  if (!PyDict_Check(object)) return;
+  const void* const keys = reinterpret_cast<PyDictObject*>(object)->ma_keys;
+  for (int line = 0; line < 4; ++line) __builtin_prefetch(static_cast<const char*>(keys) + 64 * line);
+}
+
 }  // namespace
 
 // A training step has filled the caches with weights by the time the lists are read: looking at a tensor then costs
 // five misses in a row, four times what it costs warm. Prefetching cannot fault, so addresses that went stale do no
 // harm.
-void ChunkTable::prefetch(PyObject* object, size_t k) const {
-  __builtin_prefetch(object);
-  const uintptr_t tensor = entries_[k].inside[0], storage = entries_[k].inside[1];
-  for (int line = 0; line < 4; ++line) __builtin_prefetch(reinterpret_cast<const char*>(tensor) + 64 * line);
-  __builtin_prefetch(reinterpret_cast<const char*>(storage));
+void ChunkTable::prefetch(size_t k) const {
+  const Entry& entry = entries_[k];
+  __builtin_prefetch(reinterpret_cast<const char*>(entry.object));
+  for (int line = 0; line < 4; ++line) __builtin_prefetch(reinterpret_cast<const char*>(entry.tensor) + 64 * line);
+  __builtin_prefetch(reinterpret_cast<const char*>(entry.storage));
 }
 
 bool ChunkTable::matches(const Entry& entry, PyObject* object, const TensorView& view) const {
@@ -62,20 +69,16 @@ ChunkTable::Change ChunkTable::update(const py::sequence& lists, const py::seque
     TensorView view;
     for (Py_ssize_t i = 0; i < size; ++i, ++k) {
       if (!accept && k >= entries_.size()) return kOther;
-      if (!accept && i + kAhead < size && k + kAhead < entries_.size()) prefetch(items[i + kAhead], k + kAhead);
+      if (!accept && i + kAhead < size && k + kAhead < entries_.size()) prefetch(k + kAhead);
       if (!view_tensor(items[i], view)) {
         if (accept) throw py::type_error("a list holds an object that is no dense tensor");
         return kOther;
       }
       if (accept) {
         const auto tensor = py::reinterpret_borrow<py::object>(items[i]);
-        entries.push_back({Py_TYPE(items[i]),
-                           view.dtype,
-                           view.device,
-                           view.ndim,
-                           view.numel,
-                           shapes.size(),
-                           {address_of(tensor), address_of(tensor.attr("untyped_storage")())}});
+        entries.push_back({Py_TYPE(items[i]), view.dtype, view.device, view.ndim, view.numel, shapes.size(),
+                           reinterpret_cast<uintptr_t>(items[i]), address_of(tensor),
+                           address_of(tensor.attr("untyped_storage")())});
         shapes.insert(shapes.end(), view.shape, view.shape + view.ndim);
         shapes.insert(shapes.end(), view.strides, view.strides + view.ndim);
       } else if (!matches(entries_[k], items[i], view)) {
@@ -93,10 +96,47 @@ ChunkTable::Change ChunkTable::update(const py::sequence& lists, const py::seque
     lists_ = static_cast<int>(present_.size());
     pointers_.clear();
   }
-  if (pointers == pointers_) return accept ? kOther : kSame;
+  const Change change = move_to(std::move(pointers), names);
+  return accept ? kOther : change;
+}
+
+// Pass by pass: what is looked at together then is little, and the next of it can be asked for in time. (One pass over
+// everything that belongs to a parameter was slower than Python's lists.)
+std::vector<py::list> ChunkTable::gather(const py::list& params, const py::list& states, const py::tuple& keys) const {
+  static PyObject* const grad = PyUnicode_InternFromString("grad");
+  const size_t n = params.size();
+  if (n != static_cast<size_t>(tensors()) || n != states.size()) return {};
+  std::vector<py::list> lists = {params, py::list(n)};
+  for (const auto& key : keys) lists.emplace_back(key.is_none() ? 0 : n);
+  for (size_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) {
+      prefetch(i + kAhead);
+      prefetch(n + i + kAhead);  // the gradient of the last step
+    }
+    PyObject* const found = PyObject_GetAttr(PyList_GET_ITEM(params.ptr(), i), grad);
+    if (!found) throw py::error_already_set();
+    PyList_SET_ITEM(lists[1].ptr(), i, found);
+  }
+  for (size_t i = 0; i < n; ++i) {
+    if (i + 2 * kAhead < n) __builtin_prefetch(PyList_GET_ITEM(states.ptr(), i + 2 * kAhead));
+    if (i + kAhead < n) prefetch_keys(PyList_GET_ITEM(states.ptr(), i + kAhead));
+    for (size_t j = 0; j < keys.size(); ++j) {
+      if (keys[j].is_none()) continue;
+      PyObject* const found = PyDict_GetItemWithError(PyList_GET_ITEM(states.ptr(), i), keys[j].ptr());
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
+      if (!found) return {};
+      Py_INCREF(found);
+      PyList_SET_ITEM(lists[j + 2].ptr(), i, found);
+    }
+  }
+  return lists;
+}
+
+ChunkTable::Change ChunkTable::move_to(std::vector<uintptr_t> pointers, const py::sequence& names) {
+  if (pointers == pointers_) return kSame;
   require_disjoint(pointers, names);
   pointers_ = std::move(pointers);
-  return accept ? kOther : kMoved;
+  return kMoved;
 }
 
 void ChunkTable::require_disjoint(const std::vector<uintptr_t>& pointers, const py::sequence& names) const {

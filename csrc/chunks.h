@@ -25,6 +25,12 @@ class ChunkTable {
   // `accept` is set. Raises ValueError when two mutated tensors overlap in memory, naming them by `names`.
   Change update(const pybind11::sequence& lists, const pybind11::sequence& names, bool accept);
 
+  // The lists of an optimizer: parameters, their gradients, and for each key that is not None the entries of their
+  // states, which are dicts. No list at all where there are more or fewer parameters than remembered, or a key is
+  // missing.
+  std::vector<pybind11::list> gather(const pybind11::list& params, const pybind11::list& states,
+                                     const pybind11::tuple& keys) const;
+
   // How long the table is: all of its words, those that write() fills (the rest is scratch), chunks, and partials.
   struct Size {
     int64_t words, written, chunks, partials;
@@ -43,11 +49,13 @@ class ChunkTable {
     dlpack::Device device;
     int ndim;
     int64_t numel;
-    size_t shape;         // offset in shapes_: ndim sizes, then ndim strides
-    uintptr_t inside[2];  // where torch keeps the tensor and its storage: to prefetch, never to read
+    size_t shape;  // offset in shapes_: ndim sizes, then ndim strides
+    // Where Python keeps the object, and torch the tensor and its storage: to prefetch, never to read.
+    uintptr_t object, tensor, storage;
   };
 
-  void prefetch(PyObject* object, size_t k) const;
+  void prefetch(size_t k) const;
+  Change move_to(std::vector<uintptr_t> pointers, const pybind11::sequence& names);
   bool matches(const Entry& entry, PyObject* object, const TensorView& view) const;
   void require_disjoint(const std::vector<uintptr_t>& pointers, const pybind11::sequence& names) const;
   int64_t tensors() const { return lists_ ? static_cast<int64_t>(entries_.size()) / lists_ : 0; }

@@ -68,6 +68,24 @@ class Workspace:
             self._table = None
         return bool(change != 2)
 
+    def gather(
+        self, params: list[Tensor], states: list[dict[str, Tensor]], keys: tuple[str | None, ...]
+    ) -> list[list[Tensor]] | None:
+        """Gathers the lists of an optimizer, unless they are other than those last prepared.
+
+        Args:
+            params: The parameters.
+            states: The state of each.
+            keys: Where the lists after the gradients are found in a state; None for a list that is empty.
+
+        Returns:
+            The lists; None where a tensor is missing, or is another than before in more than its address.
+        """
+        if self._native is None:
+            return None
+        lists = self._native.gather(params, states, keys)
+        return lists if lists and self.current(lists) else None
+
     def prepare(self, lists: Sequence[list[Tensor]], indices: Sequence[int] | None = None) -> Sequence[list[Tensor]]:
         """Checks the lists, unless they are current, and records them.
 

@@ -239,6 +239,38 @@ def test_memory_format_changed_after_the_first_step(name):
 
 
 @every_optimizer
+def test_state_that_was_replaced_between_two_steps(name):
+    """By hand, as an offload does it: an entry of the dict, the memory of an entry, a dict, and a gradient."""
+    one, other = network(), network()
+    a, b = make(name, one.parameters()), make(name, other.parameters())
+
+    def clones(state):
+        return {key: value.clone() for key, value in state.items()}
+
+    def swap_memory(state):
+        for value in state.values():
+            value.data = value.data.clone()
+
+    def replace_dict(state):
+        a.state[p[0]] = clones(state)
+
+    p = list(one.parameters())
+    for step, change in enumerate([None, lambda state: state.update(clones(state)), swap_memory, replace_dict]):
+        if change:
+            change(a.state[p[0]])
+        for net in (one, other):
+            set_grads(list(net.parameters()), step)
+        p[1].grad = p[1].grad.clone()
+        a.step()
+        b.step()
+        assert_same_weights(p, other.parameters())
+    if len(a.state[p[0]]) > 1:  # without any, a parameter starts anew
+        del a.state[p[0]][next(iter(a.state[p[0]]))]
+        with pytest.raises(ValueError, match=r"state of params\[0\]: expected a key"):
+            a.step()
+
+
+@every_optimizer
 @pytest.mark.parametrize("clip", [False, True])
 def test_grad_scaler_with_and_without_unscaling(name, clip):
     """As without a scaler, but for the step that overflows, which is as if it had not been."""

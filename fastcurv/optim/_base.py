@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from operator import is_, itemgetter
+from operator import is_
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ class _Bucket:
     is_first_step: bool
 
     def lists(self, grads: Sequence[Tensor], keys: Sequence[str | None]) -> list[list[Tensor]]:
-        own = grads if len(grads) == len(self.indices) else [grads[i] for i in self.indices]
-        return [self.params, list(own), *(list(map(itemgetter(key), self.states)) if key else [] for key in keys)]
+        own = [grads[i] for i in self.indices]
+        return [self.params, own, *([state[key] for state in self.states] if key else [] for key in keys)]
 
 
 @dataclass(slots=True)
@@ -37,13 +37,25 @@ class _Plan:
     """How the parameters of a group were split, and what that was decided from."""
 
     params: list[Tensor]
-    missing: list[bool]
+    without_grad: list[Tensor]
     keys: tuple[str | None, ...]
     buckets: list[_Bucket]
 
-    def holds(self, params: list[Tensor], missing: list[bool], keys: tuple[str | None, ...]) -> bool:
-        same = missing == self.missing and keys == self.keys and _identical(params, self.params)
+    def holds(self, params: list[Tensor], keys: tuple[str | None, ...]) -> bool:
+        same = keys == self.keys and _identical(params, self.params)
         return same and not any(bucket.is_first_step for bucket in self.buckets)
+
+    def gather(self) -> list[tuple[_Bucket, Sequence[list[Tensor]]]] | None:
+        """The lists of the step; None where a gradient has come or gone, or a tensor has become another."""
+        if any(param.grad is not None for param in self.without_grad):
+            return None
+        gathered: list[tuple[_Bucket, Sequence[list[Tensor]]]] = []
+        for bucket in self.buckets:
+            lists = bucket.space.gather(bucket.params, bucket.states, self.keys)
+            if lists is None:
+                return None
+            gathered.append((bucket, lists))
+        return gathered
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -163,26 +175,22 @@ class MultiTensorOptimizer(Optimizer):
 
     def _prepare(self, group: dict[str, Any]) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
         params = group["params"]
-        grads = [p.grad for p in params]
-        missing = [g is None for g in grads]
         keys = self._keys(group)
         plan = self._plans.get(id(group))
-        if plan is None or not plan.holds(params, missing, keys):
+        same = plan is not None and plan.holds(params, keys)
+        if plan and same and (gathered := plan.gather()) is not None:
+            return gathered
+        grads = [p.grad for p in params]
+        without_grad = [p for p, g in zip(params, grads, strict=True) if g is None]
+        if plan and same and _identical(without_grad, plan.without_grad):
+            # A tensor was replaced: by a checkpoint, an offload, another memory format. Bring the state in line.
+            self._bring_in_line([bucket.indices for bucket in plan.buckets], params, grads, keys)
+        else:
             buckets = self._buckets(params, grads, keys, self._first_step_differs(group))
-            plan = _Plan(list(params), missing, keys, buckets)
+            plan = _Plan(list(params), without_grad, keys, buckets)
             self._plans[id(group)] = plan
             self._known_states = list(self.state.values())
-        prepared = []
-        for bucket in plan.buckets:
-            lists: Sequence[list[Tensor]] = bucket.lists(grads, keys)
-            if not bucket.space.current(lists):
-                # A tensor was replaced: by a checkpoint, an offload, another memory format. Bring the state in line.
-                _check.parameters(bucket.params, lists[1], bucket.indices)
-                for index, param in zip(bucket.indices, bucket.params, strict=True):
-                    self._normalise(param, keys, index)
-                lists = bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)
-            prepared.append((bucket, lists))
-        return prepared
+        return [(bucket, bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)) for bucket in plan.buckets]
 
     def _buckets(
         self, params: list[Tensor], grads: list[Any], keys: Sequence[str | None], first_step_differs: bool
@@ -192,11 +200,7 @@ class MultiTensorOptimizer(Optimizer):
             if grads[i] is not None:
                 first = first_step_differs and not self._started(param, keys)
                 members.setdefault((param.device, param.dtype, first), []).append(i)
-        for indices in members.values():
-            _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
-        for indices in members.values():
-            for i in indices:
-                self._normalise(params[i], keys, i)
+        self._bring_in_line(members.values(), params, grads, keys)
         return [
             _Bucket(
                 indices=indices,
@@ -207,6 +211,16 @@ class MultiTensorOptimizer(Optimizer):
             )
             for (_, _, first), indices in members.items()
         ]
+
+    def _bring_in_line(
+        self, members: Collection[list[int]], params: list[Tensor], grads: list[Any], keys: Sequence[str | None]
+    ) -> None:
+        """Checks parameters and gradients, all of them before any state is made or changed to go with them."""
+        for indices in members:
+            _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
+        for indices in members:
+            for i in indices:
+                self._normalise(params[i], keys, i)
 
     def _started(self, param: Tensor, keys: Sequence[str | None]) -> bool:
         state = self.state.get(param, {})
