@@ -247,7 +247,7 @@ def bench(out: Path, op: str, cases: Sequence[Case], options: Options, clock: cl
             continue
         if budget.spent(before=case.name):
             return UNFINISHED
-        for result in harness.run_all([case], options, clock):
+        for result in harness.run_all([case], options, clock, start_load=0.0):
             measured.append(result)
             results.store(path, op, options.device, measured)
             print(results.table(result), flush=True)

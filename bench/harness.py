@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import random
 import time
 from abc import ABC, abstractmethod
@@ -253,16 +252,15 @@ def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> 
     return summarise(result, measured.rounds, measured.ceilings)
 
 
-def run_all(cases: Sequence[Case], options: Options, clock: Clock, start_load: float | None = None) -> Iterator[Result]:
+def run_all(cases: Sequence[Case], options: Options, clock: Clock, start_load: float) -> Iterator[Result]:
     """Runs the cases for a device one after another.
 
     Args:
         cases: The cases.
         options: What to include.
         clock: For the device of the options.
-        start_load: Load average that all are judged by; None for that before the first.
+        start_load: Load average when the whole run began.
     """
-    start_load = os.getloadavg()[0] if start_load is None else start_load
     for case in cases:
         if options.device in case.devices:
             yield run(case, options, clock, start_load)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,13 +88,14 @@ def _bench(options: argparse.Namespace) -> int:
     if options.out and (options.quick or options.case):
         raise SystemExit("--out keeps complete runs: leave out --quick and --case")
     choice = harness.Options(device, peers=options.peers, compile=options.compile, quick=options.quick)
+    start_load = os.getloadavg()[0]  # that after an op would be our own
     for op in [options.op] if options.op else OPS:
         cases = importlib.import_module(f"fastcurv.bench.bench_{op}").CASES
         if options.case:
             _known("--case", options.case, [case.name for case in cases])
             cases = [case for case in cases if case.name in options.case]
         measured = []
-        for result in harness.run_all(cases, choice, clocks.clock(device)):
+        for result in harness.run_all(cases, choice, clocks.clock(device), start_load):
             measured.append(result)
             print(results.table(result), end="\n\n", flush=True)
         if options.check:

@@ -1,7 +1,9 @@
 """The command `fastcurv`."""
 
 import importlib.util
+import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import torch
 
 import fastcurv
 from fastcurv import _backend, cli
-from fastcurv.bench import targets
+from fastcurv.bench import bench_adam, harness, targets
 
 
 def test_info_tells_versions_and_back_ends(capsys):
@@ -56,8 +58,6 @@ def test_bench_check_prints_every_target(capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_bench_writes_one_file(tmp_path, capsys, monkeypatch):
-    from fastcurv.bench import bench_adam, harness
-
     monkeypatch.setattr(harness, "SECONDS", 0.0)
     monkeypatch.setattr(bench_adam, "CASES", [case for case in bench_adam.CASES if case.name == "resnet20"])
     assert cli.main(["bench", "adam", "--out", str(tmp_path)]) == 0
@@ -66,6 +66,15 @@ def test_bench_writes_one_file(tmp_path, capsys, monkeypatch):
     assert stored["op"] == "adam" and [case["case"] for case in stored["cases"]] == ["resnet20"]
     assert len(stored["cases"][0]["load"]) == 2
     assert f"written to {tmp_path / 'adam-cpu.json'}" in capsys.readouterr().out
+
+
+def test_bench_judges_all_ops_by_the_load_before_the_first(capsys, monkeypatch):
+    loads = iter(itertools.count())
+    monkeypatch.setattr(os, "getloadavg", lambda: (float(next(loads)), 0.0, 0.0))
+    seen = []
+    monkeypatch.setattr(harness, "run_all", lambda cases, options, clock, start_load: seen.append(start_load) or [])
+    assert cli.main(["bench", "--quick"]) == 0
+    assert seen == [0.0] * len(_backend.OPS)
 
 
 def test_bench_refuses_what_it_cannot_do(tmp_path):
