@@ -83,8 +83,8 @@ def relative_times(groups: Mapping[str, Sequence[Result]], title: str) -> Figure
             axes.set_yticks(range(len(group)), [result.work for result in group])
             axes.set_ylim(len(group) - 0.5, -0.7)
             axes.tick_params(axis="y", length=0)
-            axes.set_xlabel(f"time of opt.step() relative to {baseline} (left is faster); bars span p20 to p80")
-        panels[0, 0].set_title(title)
+            axes.set_xlabel(f"time relative to {baseline}")
+        figure.suptitle(f"{title}\nleft is faster; bars span p20 to p80", fontsize=10)
         known = [name for name in names if name in legend]
         figure.legend(
             [legend[name] for name in known], known, loc="outside lower center", ncols=4, frameon=False, fontsize=8
