@@ -102,6 +102,7 @@ def times(about: dict[str, Any], results: Sequence[Result]) -> list[str]:
     remarks = [row.note for row in rows if row.note and row.rounds]
     parts += [f"\\* {remark}." for remark in dict.fromkeys(remarks)]
     parts += dict.fromkeys(f"{row.name} computes {row.computes}." for row in rows if row.computes and row.rounds)
+    parts += [f"{row.name} on {r.work} is {row.wrong}." for r in results for row in r.rows if row.wrong and row.rounds]
     parts += [f"No speed-up is given for {result.work}: {result.unfit}." for result in results if result.unfit]
     parts.append(losing(results))
     if about["device"] == "cpu":

@@ -185,6 +185,16 @@ def test_cases_with_different_baselines_are_in_tables_of_their_own(checkout):
     assert text.count("Measured ") == 1 and text.count("Load average") == 2
 
 
+def test_a_contender_that_computes_something_else_is_named(checkout):
+    pytest.importorskip("matplotlib")
+    wrong = result(case="c", ours=2.0, fused=3.0, peer=1.0)
+    peer = wrong.rows[-1]
+    peer.wrong, peer.speedup = "off by 1 after 13 steps, 1e-06 allowed", None
+    results.store(checkout / "bench/results/adam-cpu.json", "adam", "cpu", [wrong])
+    assert report.main(["--root", str(checkout)]) == 0
+    assert "a peer on work c is off by 1 after 13 steps, 1e-06 allowed." in (checkout / "README.md").read_text()
+
+
 def test_report_makes_a_readme_where_there_is_none(tmp_path):
     assert report.main(["--root", str(tmp_path)]) == 0
     assert (tmp_path / "README.md").read_text().startswith(report.BEGIN)
