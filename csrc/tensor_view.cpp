@@ -97,7 +97,7 @@ bool view_tensor(PyObject* object, TensorView& view) {
   }
   view.numel = 1;
   for (int d = 0; d < view.ndim; ++d) view.numel *= view.shape[d];
-  return true;
+  return view.pointer || view.numel == 0;  // else a tensor without memory: of zeros that autograd left out, say
 }
 
 void* current_stream(int device) {

@@ -144,8 +144,8 @@ def backends() -> list[Availability]:
 
     Example:
         >>> import fastcurv
-        >>> [row.available for row in fastcurv.backends() if row.backend == "reference"]
-        [True]
+        >>> all(row.available for row in fastcurv.backends() if row.backend == "reference")
+        True
     """
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None

@@ -210,7 +210,10 @@ def elementwise(
                     raise ValueError(f"{where}: expected {_name(model[1])} like {model[0]}, got {_name(state.dtype)}")
     if "grads" not in lists:
         return dict(lists)
-    grads = [g if layout(g) == layout(p) else _relaid(g, p) for p, g in zip(params, lists["grads"], strict=True)]
+    grads = [
+        g if layout(g) == layout(p) and not g._is_zerotensor() else _relaid(g, p)
+        for p, g in zip(params, lists["grads"], strict=True)
+    ]
     return {**lists, "grads": grads}
 
 
@@ -236,8 +239,14 @@ def _relaid(tensor: Tensor, model: Tensor) -> Tensor:
 _BOUNDED = {"beta1": False, "beta2": False, "beta": False, "alpha": True, "mu_decay": True}
 
 
-def number(name: str, value: float | Tensor) -> None:
-    """Raises unless a hyper-parameter is in its interval; a tensor must have one element (its value is not read)."""
+def number(name: str, value: float | Tensor, interval: bool = True) -> None:
+    """Raises unless a hyper-parameter is a number in its interval, or a tensor of one element, which is not read.
+
+    Args:
+        name: Its name.
+        value: The hyper-parameter.
+        interval: Whether it has to be in its interval.
+    """
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -246,11 +255,21 @@ def number(name: str, value: float | Tensor) -> None:
             )
     elif isinstance(value, bool) or (not isinstance(value, (int, float)) and not hasattr(value, "__float__")):
         raise TypeError(f"{name}: expected a number or a one-element tensor, got {type(value).__name__}")
+    elif not interval:
+        return
     elif name not in _BOUNDED:
         if not value >= 0.0:
             raise ValueError(f"{name}: expected a value in [0, inf), got {value}")
     elif not (0.0 <= value < 1.0 or (value == 1.0 and _BOUNDED[name])):
         raise ValueError(f"{name}: expected a value in [0, 1{']' if _BOUNDED[name] else ')'}, got {value}")
+
+
+def option(name: str, value: object, kind: str) -> None:
+    """Raises unless an option that is "bool" is True or False, and one that is "int" a whole number of at least 1."""
+    if kind == "bool" and not isinstance(value, (bool, int)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    if kind == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
 def scalar_device(name: str, value: Tensor, device: torch.device) -> None:

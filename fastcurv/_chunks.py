@@ -121,9 +121,6 @@ class Workspace:
             arguments: Keyword arguments of the op.
         """
         device = lists[0][0].device
-        for name, value in arguments.items():
-            if isinstance(value, Tensor):
-                _check.scalar_device(name, value, device)
         name, implementation = _backend.choose(op, device, backend)
         if name == "reference":
             implementation(*lists, None, **arguments)

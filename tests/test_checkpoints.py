@@ -238,6 +238,25 @@ def test_hooks_may_change_what_is_loaded(name):
     assert optimizer.param_groups[0]["lr"] == OURS[name][1]["lr"] / 2
 
 
+@every_optimizer
+def test_hooks_may_change_what_was_loaded(name):
+    p = nn.Parameter(torch.ones(3, 2, device=DEVICE))
+    optimizer = make(name, [p])
+    train(optimizer, range(2))
+    key = next(key for key, value in optimizer.state[p].items() if value.dim())
+
+    def zero(optimizer):
+        optimizer.state[p][key].zero_()
+
+    handle = optimizer.register_load_state_dict_post_hook(zero)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.state[p][key].any()
+    handle.remove()
+    optimizer.register_load_state_dict_post_hook(lambda optimizer: optimizer.state.clear())
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.state
+
+
 def test_a_checkpoint_without_the_maximum_starts_it_anew():
     p = nn.Parameter(torch.ones(3, device=DEVICE))
     optimizer, plain = fastcurv.Adam([p], amsgrad=True), fastcurv.Adam([p])

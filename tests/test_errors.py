@@ -1,5 +1,7 @@
 """Bad input: the error names the argument and the index, says what to do, and nothing is written."""
 
+import copy
+import inspect
 import itertools
 import re
 
@@ -274,6 +276,83 @@ def test_sharded_parameters_are_refused_cleanly():
             assert not optimizer.state[p]
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("bad, error, match", [
+    ({"k": 0}, ValueError, "k: expected a whole number of at least 1, got 0"),
+    ({"k": 6.0}, ValueError, "k: expected a whole number of at least 1, got 6.0"),
+    ({"lr": "x"}, TypeError, "lr: expected a number or a one-element tensor, got str"),
+    ({"lr": None}, TypeError, "lr: expected a number or a one-element tensor, got NoneType"),
+    ({"lr": torch.ones(2)}, ValueError, "lr: expected a number or a tensor of one float32 or float64 element"),
+    ({"lr": torch.tensor(1)}, ValueError, "lr: expected a number or a tensor of one float32 or float64 element"),
+    ({"lr": torch.ones((), device="meta")}, ValueError, "lr: expected a tensor on .* like the parameters, got meta"),
+    ({"maximize": "yes"}, TypeError, "maximize: expected True or False, got 'yes'"),
+    ({"momentum_decay": -1}, ValueError, r"momentum_decay: expected a value in \[0, inf\), got -1"),
+])  # fmt: skip
+@every_optimizer
+def test_what_is_set_after_construction_is_checked_before_any_group_is_written(name, bad, error, match):
+    first, second = ones(3, 2), ones(3, 2)
+    optimizer = make(name, [{"params": [first]}, {"params": [second]}])
+    if not set(bad) <= set(optimizer.param_groups[1]):
+        pytest.skip("an option of others")
+    first.grad, second.grad = torch.ones_like(first), torch.ones_like(second)
+    optimizer.step()
+    before = copy.deepcopy((first.data, optimizer.state_dict()["state"]))
+    optimizer.param_groups[1].update(bad)
+    with pytest.raises(error, match=f"parameter group 1: {match}"):
+        optimizer.step()
+    after = (first.data, optimizer.state_dict()["state"])
+    assert str(before) == str(after)
+
+
+@every_optimizer
+def test_a_step_that_fails_leaves_no_state_behind(name):
+    first, second = ones(3, 2), ones(3, 2)
+    optimizer = make(name, [{"params": [first]}, {"params": [second]}])
+    first.grad, second.grad = torch.ones_like(first), torch.ones_like(second).to_sparse()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"parameter group 1: grads\[0\]: expected a dense tensor"):
+            optimizer.step()
+        assert not optimizer.state
+    alone, same = ones(3, 2), ones(3, 2)
+    undisturbed = make(name, [{"params": [alone]}, {"params": [same]}])
+    for p in (second, alone, same):
+        p.grad = torch.ones_like(p)
+    for _ in range(2):
+        optimizer.step()
+        undisturbed.step()
+    assert torch.equal(first, alone) and torch.equal(second, same)
+    first.grad = torch.ones_like(first).to_sparse()
+    state = {key: value.clone() for key, value in optimizer.state[second].items()}
+    optimizer.state[second]["step"] = 2  # would be made a tensor again
+    with pytest.raises(ValueError, match=r"parameter group 0: grads\[0\]"):
+        optimizer.step()
+    assert optimizer.state[second]["step"] == 2
+    assert all(torch.equal(value, optimizer.state[second][key]) for key, value in state.items() if key != "step")
+
+
+@every_optimizer
+def test_a_dtype_of_state_that_cannot_be_had(name):
+    if "state_dtype" not in inspect.signature(OURS[name][0]).parameters:
+        pytest.skip("keeps no state whose dtype may be chosen")
+    for dtype in (torch.float16, torch.float64, "bfloat16"):
+        with pytest.raises(ValueError, match=r"state_dtype: expected torch\.float32, torch\.bfloat16 or None"):
+            make(name, [ones(3)], state_dtype=dtype)
+
+
+@every_optimizer
+def test_sparse_state_in_a_checkpoint(name):
+    p = ones(3, 2)
+    optimizer = make(name, [p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    key = next(key for key, value in saved["state"][0].items() if value.dim() > 1)
+    saved["state"][0] = {**saved["state"][0], key: saved["state"][0][key].to_sparse()}
+    saved["param_groups"][0]["lr"] = 0.25
+    with pytest.raises(ValueError, match=f"expected a dense '{key}', got layout torch.sparse_coo"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] != 0.25 and optimizer.state[p][key].layout is torch.strided
 
 
 def saved_by(optimizer, **state):

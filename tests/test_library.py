@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import DEVICE, OPTIONS, assert_same_bits, make_case, op_of, options_of
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from training import OURS, make, set_grads
 
 import fastcurv
@@ -149,3 +150,17 @@ def test_lookahead_compiles_around_what_it_wraps():
             step()
         results.append(p.detach())
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+@pytest.mark.parametrize("name", OURS)
+def test_tensors_without_memory(name, kind):
+    """People size a training run by them."""
+    with torch.device("meta") if kind == "meta" else FakeTensorMode():
+        params = [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3))]
+        optimizer = make(name, params)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        for _ in range(2):
+            optimizer.step()
+    assert optimizer.state[params[0]] and all(v.numel() for v in optimizer.state[params[0]].values())

@@ -15,9 +15,12 @@ import fastcurv
 EVERY = [*cases.backends(), "reference"]
 BACKENDS = [b for b in EVERY if b != "cuda_host"]
 INNER = {
+    "torch-plain": lambda p: torch.optim.SGD(p, lr=0.1),
     "torch-sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "torch-adam": lambda p: torch.optim.Adam(p, lr=0.05),
     "fastcurv-adam": lambda p: fastcurv.Adam(p, lr=0.05),
+    "fastcurv-ranger": lambda p: fastcurv.Ranger(p, lr=0.05, k=4),
+    "lookahead": lambda p: fastcurv.Lookahead(torch.optim.SGD(p, lr=0.1), k=2, alpha=0.75),
 }
 every_inner = pytest.mark.parametrize("inner", INNER)
 
@@ -197,7 +200,7 @@ def test_a_checkpoint_of_another_model_loads_nothing():
     other = fastcurv.Lookahead(torch.optim.SGD(others, lr=9.0), k=9)
     train(optimizer, params, range(3))
     train(other, others, range(3))
-    with pytest.raises(ValueError, match=r"'slow_buffer' of shape \(4, 3\), got \(7,\)"):
+    with pytest.raises(ValueError, match=r"'lookahead_slow_buffer' of shape \(4, 3\), got \(7,\)"):
         optimizer.load_state_dict(other.state_dict())
     assert optimizer.k == 2 and optimizer.param_groups[0]["lr"] == 0.05
 
@@ -236,8 +239,10 @@ def test_mixed_dtypes_and_slow_weights_in_float32():
     saved = optimizer.state_dict()["state"]
     for i, p in enumerate(params):
         exact = torch.float64 if p.dtype == torch.float64 else torch.float32
-        assert saved[i]["slow_buffer"].dtype == exact
-    assert not torch.equal(saved[2]["slow_buffer"].bfloat16().float(), saved[2]["slow_buffer"])  # finer than bfloat16
+        assert saved[i]["lookahead_slow_buffer"].dtype == exact
+    assert not torch.equal(
+        saved[2]["lookahead_slow_buffer"].bfloat16().float(), saved[2]["lookahead_slow_buffer"]
+    )  # finer than bfloat16
 
 
 def test_layouts_that_change_and_weights_that_are_replaced():
@@ -264,6 +269,93 @@ def test_hooks_zero_grad_and_representation():
     optimizer.zero_grad()
     assert all(p.grad is None for p in params)
     assert repr(optimizer).startswith("Lookahead(k=2, alpha=0.5, SGD")
+
+
+def test_what_is_frozen_is_left_alone_until_it_is_not():
+    mask = nn.Parameter(torch.full((3,), -torch.inf, device=DEVICE), requires_grad=False)
+    p, q = (nn.Parameter(torch.ones(3, device=DEVICE)) for _ in range(2))
+    q.requires_grad = False
+    optimizer = fastcurv.Lookahead(torch.optim.SGD([p, mask, q], lr=1.0), k=2)
+    for step in range(4):
+        p.grad = torch.ones_like(p)
+        if step == 2:
+            q.data.fill_(10.0)
+            q.requires_grad = True
+        q.grad = torch.ones_like(q) if step >= 2 else None
+        optimizer.step()
+    assert torch.equal(mask, torch.full_like(mask, -torch.inf))
+    assert (p == -1).all() and (q == 9).all()
+
+
+def test_dtypes_that_change_and_parameters_that_become_others():
+    p = nn.Parameter(torch.zeros(3, device=DEVICE))
+    optimizer = fastcurv.Lookahead(torch.optim.SGD([p], lr=1.0), k=1, alpha=0.5)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        p.grad = None
+        p.data = p.data.to(dtype)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert torch.equal(p, torch.full_like(p, -2.0))
+    p.grad = None
+    p.data = torch.zeros(4, device=DEVICE)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"params\[0\]: expected shape \(3,\) like its slow weights, got \(4,\)"):
+        optimizer.step()
+    assert not p.any()
+
+
+def test_state_dict_hooks():
+    params = parameters()
+    optimizer = fastcurv.Lookahead(torch.optim.SGD(params, lr=0.1), k=2)
+    train(optimizer, params, range(1))
+    optimizer.register_state_dict_pre_hook(lambda o: o.param_groups[0].update(lr=0.5))
+    optimizer.register_state_dict_post_hook(lambda o, saved: {**saved, "extra": 1})
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0]["lr"] == 0.5 and saved["extra"] == 1
+    seen = []
+    optimizer.register_load_state_dict_pre_hook(lambda o, saved: seen.append(saved.pop("extra")))
+    optimizer.register_load_state_dict_post_hook(lambda o: o.state.clear())
+    optimizer.load_state_dict(dict(saved))
+    assert seen == [1] and not optimizer.state
+    train(optimizer, params, range(3))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("inner", ["torch-plain", "torch-adam", "fastcurv-adam", "fastcurv-ranger"])
+def test_distributed_checkpoints(inner, flatten):
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(DEVICE, torch.float64)
+
+    options = dcp.StateDictOptions(flatten_optimizer_state_dict=flatten)
+    source, target = model(), model()
+    a = fastcurv.Lookahead(INNER[inner](source.parameters()), k=3, alpha=0.25)
+    train(a, list(source.parameters()), range(4))
+    a.zero_grad()
+    before = copy.deepcopy(source.state_dict())
+    saved = dcp.get_optimizer_state_dict(source, a, options=options)
+    assert all(torch.equal(v, before[k]) for k, v in source.state_dict().items())  # saving does not train
+    target.load_state_dict(before)
+    b = fastcurv.Lookahead(INNER[inner](target.parameters()))
+    dcp.set_optimizer_state_dict(target, b, copy.deepcopy(saved), options=options)
+    assert (b.k, b.alpha) == (3, 0.25)
+    train(a, list(source.parameters()), range(4, 10))
+    train(b, list(target.parameters()), range(4, 10))
+    assert_equal(source.parameters(), target.parameters())
+
+
+def test_a_checkpoint_with_options_out_of_range_loads_nothing():
+    params = parameters()
+    optimizer = fastcurv.Lookahead(torch.optim.SGD(params, lr=0.1, momentum=0.9), k=2)
+    train(optimizer, params, range(3))
+    for key, value, match in [("lookahead_k", 0, "lookahead_k: expected"), ("lookahead_alpha", 2.0, "alpha: expected")]:
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["param_groups"][0].update({key: value, "lr": 5.0})
+        with pytest.raises(ValueError, match=match):
+            optimizer.load_state_dict(saved)
+        assert optimizer.k == 2 and optimizer.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("options, error, match", [

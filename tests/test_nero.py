@@ -186,3 +186,38 @@ def test_construction_and_later_groups_project(generator):
         assert (x.detach().float().flatten(1).norm(dim=1) - 1).abs().max() < eps
         assert x.detach().float().flatten(1).sum(dim=1).abs().max() < 10 * eps
     assert torch.equal(r, kept) and torch.equal(bias, torch.ones_like(bias)) and not q.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_construction_leaves_neurons_alone_that_are_there(dtype, generator):
+    """So that training goes on as if it had not stopped."""
+    p = nn.Parameter(torch.randn(50, 33, generator=generator, dtype=torch.float64).to(DEVICE, dtype))
+    optimizer = fastcurv.Nero([p], lr=0.1)
+    for _ in range(3):
+        p.grad = torch.randn(50, 33, generator=generator, dtype=torch.float64).to(p)
+        optimizer.step()
+        there = p.detach().clone()
+        fastcurv.Nero([p])
+        assert torch.equal(p, there)
+
+
+def test_construction_writes_nothing_unless_everything_is_right(generator):
+    def matrix(**options):
+        return nn.Parameter(torch.randn(4, 3, generator=generator, **options).to(DEVICE))
+
+    whole = nn.Parameter(torch.tensor([[3, 4, 5], [1, 2, 9]], device=DEVICE), requires_grad=False)
+    fastcurv.Nero([matrix(), whole])
+    assert whole.tolist() == [[3, 4, 5], [1, 2, 9]]
+    strided = nn.Parameter(torch.randn(4, 6, generator=generator).to(DEVICE)[:, ::2])
+    for params, match in [
+        ([{"params": [matrix()]}, {"params": [matrix()], "lr": -1}], "lr: expected a value"),
+        ([matrix(), matrix(dtype=torch.complex64)], r"params\[1\]: expected a real tensor"),
+        ([matrix(), strided], r"params\[1\]: expected elements that fill their memory"),
+        ([matrix(), *nn.LazyLinear(2).parameters()], r"params\[1\]: expected values, which Nero normalises"),
+    ]:
+        groups = params if isinstance(params[0], dict) else [{"params": params}]
+        all_of_them = [p for group in groups for p in group["params"] if type(p) is nn.Parameter]
+        before = [p.detach().clone() for p in all_of_them]
+        with pytest.raises(ValueError, match=match):
+            fastcurv.Nero(params)
+        assert all(torch.equal(p, q) for p, q in zip(all_of_them, before, strict=True))

@@ -224,6 +224,36 @@ def test_mixed_dtypes_and_parameters_without_gradient_in_one_group(name):
 
 
 @every_optimizer
+def test_a_parameter_changes_its_dtype_between_two_steps(name):
+    values = [torch.linspace(-1, 1, 12, device=DEVICE).view(4, 3) * (i + 1) for i in range(3)]
+    together, apart = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    one, many = make(name, together), [make(name, [p]) for p in apart]
+    for step in range(4):
+        if step == 2:
+            for p in (together[1], apart[1]):
+                p.grad = None
+                p.data = p.data.double()
+        train(one, [step])
+        set_grads(apart, step)
+        for optimizer in many:
+            optimizer.step()
+    assert_same_weights(together, apart)
+
+
+@every_optimizer
+def test_gradients_of_zeros_that_have_no_memory(name):
+    results = []
+    for zeros in (torch.zeros, torch._efficientzerotensor):
+        p = nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3))
+        optimizer = make(name, [p])
+        for step in range(3):
+            p.grad = torch.ones(4, 3) if step == 1 else zeros(4, 3)
+            optimizer.step()
+        results.append([p])
+    assert_same_weights(*results)
+
+
+@every_optimizer
 def test_memory_format_changed_after_the_first_step(name):
     net = nn.Conv2d(4, 8, 3).to(DEVICE, torch.float64)
     plain = copy.deepcopy(net)

@@ -163,3 +163,23 @@ def test_elements_beyond_two_to_the_31():
             assert (
                 not param[start : min(end, start + 100_000)].any() and not param[max(start, end - 100_000) : end].any()
             )
+
+
+@pytest.mark.parametrize("how", ["cleared", "None"])
+def test_a_momentum_that_was_reset_starts_as_the_gradient(how):
+    """With dampening the first step differs; torch notes None where there is no momentum yet."""
+    results = []
+    for cls in (torch.optim.SGD, fastcurv.SGD):
+        p = nn.Parameter(torch.zeros(3, device=DEVICE))
+        optimizer = cls([p], lr=1.0, momentum=0.9, dampening=0.5)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.step()
+        if how == "cleared":
+            optimizer.state[p].clear()
+        else:
+            optimizer.state[p]["momentum_buffer"] = None
+        optimizer.step()
+        optimizer.step()
+        results.append(p)
+    assert torch.equal(*results)

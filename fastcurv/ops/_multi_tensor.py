@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec
 
+import torch
 from torch import Tensor
 
 from fastcurv import _check, _library
@@ -47,7 +48,7 @@ class MultiTensorOp(Generic[P]):
         types = {name: p.annotation for name, p in self._signature.parameters.items()}
         self.lists = tuple(name for name, kind in types.items() if kind == "list[Tensor]")
         self.scalars = tuple(name for name, kind in types.items() if kind == "float | Tensor")
-        self.options = tuple(name for name, kind in types.items() if kind in _OPTION_TYPES)
+        self.options = {name: kind for name, kind in types.items() if kind in _OPTION_TYPES}
         self.optional = tuple(optional)
         self.occasional = tuple(occasional)
         self.mutated = tuple(name not in read_only for name in self.lists)
@@ -62,16 +63,27 @@ class MultiTensorOp(Generic[P]):
         """How parameters are divided into rows, given the op's keyword arguments."""
         return self._rows(arguments) if self._rows else NO_ROWS
 
-    def check_scalars(self, arguments: dict[str, Any]) -> None:
-        """Raises on a hyper-parameter outside its interval; tensors are not read."""
+    def check(self, arguments: dict[str, Any], device: torch.device | None = None, *, intervals: bool = True) -> None:
+        """Raises on a hyper-parameter or option that the implementations cannot take; tensors are not read.
+
+        Args:
+            arguments: Keyword arguments of the implementations.
+            device: Where the parameters are, if hyper-parameters that are tensors have to be where a kernel reads them.
+            intervals: Whether hyper-parameters have to be in their intervals.
+        """
         for name in self.scalars:
-            _check.number(name, arguments[name])
+            _check.number(name, arguments[name], intervals)
+        for name, kind in self.options.items():
+            _check.option(name, arguments[name], kind)
+        for name, value in arguments.items() if device else ():
+            if isinstance(value, Tensor):
+                _check.scalar_device(name, value, device)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
-        self.check_scalars(arguments)
+        self.check(arguments)
         self._check_arguments(*bound.args, **bound.kwargs)
         params = arguments["params"]
         if len(params) == 0:
@@ -84,6 +96,7 @@ class MultiTensorOp(Generic[P]):
             plain = _check.is_addressable(params[0])
             # Any workspace is right for any lists; this one is likely to match.
             space = self._workspace_at(params[0].data_ptr(), len(params)) if plain else self.workspace()
+            self.check(arguments, params[0].device)
             self.launch(space, space.prepare(lists), backend, arguments)
 
     def dispatch(self, lists: Sequence[list[Tensor]], backend: str | None, arguments: dict[str, Any]) -> None:

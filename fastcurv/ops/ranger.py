@@ -93,5 +93,3 @@ def ranger_(
         >>> p
         tensor([[0.9000, 1.1000]])
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: expected a whole number of at least 1, got {k!r}")

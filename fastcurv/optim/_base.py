@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastcurv import _alloc, _check
+from fastcurv import _alloc, _check, _library
 from fastcurv._chunks import Workspace
 from fastcurv.ops._multi_tensor import MultiTensorOp
 
@@ -84,6 +84,8 @@ class MultiTensorOptimizer(Optimizer):
         self, params: Any, defaults: dict[str, Any], *, backend: str | None, state_dtype: torch.dtype | None
     ) -> None:
         """Args as `torch.optim.Optimizer`, and where the op runs and in what dtype float32 parameters keep state."""
+        if state_dtype not in (None, *_check.STATE_DTYPES[torch.float32]):
+            raise ValueError(f"state_dtype: expected torch.float32, torch.bfloat16 or None, got {state_dtype!r}")
         self.backend = backend
         self.state_dtype = state_dtype
         self._forget()
@@ -119,7 +121,7 @@ class MultiTensorOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as `torch.optim.Optimizer.add_param_group`; its hyper-parameters are checked first."""
         group = {**self.defaults, **param_group}
-        self._op.check_scalars(self._arguments(group))
+        self._op.check(self._arguments(group))
         if group.get("differentiable"):
             name = type(self).__name__
             instead = f"torch.optim.{name}(differentiable=True)" if hasattr(torch.optim, name) else "one of torch.optim"
@@ -131,6 +133,8 @@ class MultiTensorOptimizer(Optimizer):
 
     def _forget(self) -> None:
         self._plans: dict[int, _Plan] = {}
+        # What the state was before a step that changed more of it than numbers.
+        self._before: dict[Tensor, dict[str, Any]] | None = None
         self._known_states: list[dict[str, Any]] = []
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -150,7 +154,7 @@ class MultiTensorOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            if torch.compiler.is_compiling():
+            if _library.must_dispatch([param for group in self.param_groups[:1] for param in group["params"][:1]]):
                 self._traced_step()
             else:
                 self._eager_step()
@@ -159,68 +163,94 @@ class MultiTensorOptimizer(Optimizer):
     def _eager_step(self) -> None:
         if not _identical(self.state.values(), self._known_states):
             self._plans.clear()
+        self._before = None
         calls = []
-        for number, group in enumerate(self.param_groups):
-            try:
-                calls += [(*prepared, group) for prepared in self._prepare(group)]
-            except (TypeError, ValueError) as error:
-                if len(self.param_groups) == 1:
-                    raise
-                raise type(error)(f"parameter group {number}: {error}") from error
-        for bucket, lists, group in calls:
-            arguments = {**self._arguments(group), **self._scaling(lists[0][0].device)}
-            if bucket.is_first_step:
-                arguments["is_first_step"] = True
+        try:
+            for number, group in enumerate(self.param_groups):
+                try:
+                    calls += self._prepare(group)
+                except (TypeError, ValueError) as error:
+                    if len(self.param_groups) == 1:
+                        raise
+                    raise type(error)(f"parameter group {number}: {error}") from error
+        except Exception:
+            self._restore()
+            raise
+        for bucket, lists, arguments in calls:
             self._op.launch(bucket.space, lists, self.backend, arguments)
 
-    def _prepare(self, group: dict[str, Any]) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
+    def _prepare(self, group: dict[str, Any]) -> list[tuple[_Bucket, Sequence[list[Tensor]], dict[str, Any]]]:
+        """The calls of the op for a group: everything is checked here, and nothing written but state."""
         params = group["params"]
         keys = self._keys(group)
         plan = self._plans.get(id(group))
-        same = plan is not None and plan.holds(params, keys)
-        if plan and same and (gathered := plan.gather()) is not None:
-            return gathered
+        gathered = plan.gather() if plan and plan.holds(params, keys) else None
+        if gathered is None:
+            gathered = self._gather_anew(group, params, keys, plan)
+        chosen = self._arguments(group)
+        calls = []
+        for bucket, lists in gathered:
+            device = lists[0][0].device
+            arguments = {**chosen, **self._scaling(device)}
+            if bucket.is_first_step:
+                arguments["is_first_step"] = True
+            # Intervals are for the constructor: a scheduler may leave them by a rounding error.
+            self._op.check(arguments, device, intervals=False)
+            calls.append((bucket, lists, arguments))
+        return calls
+
+    def _gather_anew(
+        self, group: dict[str, Any], params: list[Tensor], keys: tuple[str | None, ...], plan: _Plan | None
+    ) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
+        if self._before is None:
+            self._before = {param: dict(state) for param, state in self.state.items()}
         grads = [p.grad for p in params]
+        known = {(bucket.is_first_step, *bucket.indices): bucket.space for bucket in plan.buckets} if plan else {}
+        buckets = self._buckets(params, grads, keys, self._first_step_differs(group), known)
         without_grad = [p for p, g in zip(params, grads, strict=True) if g is None]
-        if plan and same and _identical(without_grad, plan.without_grad):
-            # A tensor was replaced: by a checkpoint, an offload, another memory format. Bring the state in line.
-            self._bring_in_line([bucket.indices for bucket in plan.buckets], params, grads, keys)
-        else:
-            buckets = self._buckets(params, grads, keys, self._first_step_differs(group))
-            plan = _Plan(list(params), without_grad, keys, buckets)
-            self._plans[id(group)] = plan
-            self._known_states = list(self.state.values())
-        return [(bucket, bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)) for bucket in plan.buckets]
+        self._plans[id(group)] = _Plan(list(params), without_grad, keys, buckets)
+        self._known_states = list(self.state.values())
+        return [(bucket, bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)) for bucket in buckets]
 
     def _buckets(
-        self, params: list[Tensor], grads: list[Any], keys: Sequence[str | None], first_step_differs: bool
+        self,
+        params: list[Tensor],
+        grads: list[Any],
+        keys: Sequence[str | None],
+        first_step_differs: bool,
+        known: dict[tuple[int, ...], Workspace],
     ) -> list[_Bucket]:
         members: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         for i, param in enumerate(params):
             if grads[i] is not None:
                 first = first_step_differs and not self._started(param, keys)
                 members.setdefault((param.device, param.dtype, first), []).append(i)
-        self._bring_in_line(members.values(), params, grads, keys)
+        for indices in members.values():
+            _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
+        for indices in members.values():
+            for i in indices:
+                self._normalise(params[i], keys, i)
         return [
             _Bucket(
                 indices=indices,
                 params=[params[i] for i in indices],
                 states=[self.state[params[i]] for i in indices],
-                space=self._op.workspace(),
+                space=known.get((first, *indices)) or self._op.workspace(),
                 is_first_step=first,
             )
             for (_, _, first), indices in members.items()
         ]
 
-    def _bring_in_line(
-        self, members: Collection[list[int]], params: list[Tensor], grads: list[Any], keys: Sequence[str | None]
-    ) -> None:
-        """Checks parameters and gradients, all of them before any state is made or changed to go with them."""
-        for indices in members:
-            _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
-        for indices in members:
-            for i in indices:
-                self._normalise(params[i], keys, i)
+    def _restore(self) -> None:
+        """Undoes what preparing a step has made of the state."""
+        for param in list(self.state) if self._before is not None else ():
+            before = self._before.get(param)
+            if before is None:
+                del self.state[param]
+            else:
+                self.state[param].clear()
+                self.state[param].update(before)
+        self._forget()
 
     def _started(self, param: Tensor, keys: Sequence[str | None]) -> bool:
         state = self.state.get(param, {})
@@ -304,7 +334,10 @@ class MultiTensorOptimizer(Optimizer):
                     )
                 continue
             shape, _ = _check.template(self._kind(key), param, self._dtype(param))
-            found = tuple(torch.as_tensor(state[key]).shape)
+            value = torch.as_tensor(state[key])
+            if value.layout is not torch.strided:
+                raise ValueError(f"state of {where}: expected a dense {key!r}, got layout {value.layout}")
+            found = tuple(value.shape)
             if math.prod(found) != math.prod(shape) or (self._kind(key) in ("state", "exact") and found != shape):
                 raise ValueError(
                     f"state of {where}: expected {key!r} of shape {shape}, got {found}; this is the state of another "
@@ -321,6 +354,8 @@ class MultiTensorOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+        if given := self.__dict__.get("_given"):
+            self._take(given)
         self._forget()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -335,11 +370,10 @@ class MultiTensorOptimizer(Optimizer):
         Raises:
             ValueError: If the checkpoint is of another model, or lacks state that cannot be made up; nothing is loaded.
         """
-        given: dict[str, Any] = {}
 
         def remember(_: Optimizer, final: dict[str, Any]) -> None:
             self._verify_all(final)
-            given.update(final)
+            self._given = final
 
         # Registered last, so that it sees what the user's own hooks made of the dict.
         handle = self.register_load_state_dict_pre_hook(remember)
@@ -347,6 +381,10 @@ class MultiTensorOptimizer(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+            self.__dict__.pop("_given", None)
+
+    def _take(self, given: dict[str, Any]) -> None:
+        """Replaces what torch's loader made of a checkpoint's state, which may be rounded, before hooks see it."""
         for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
             for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
                 # torch's SGD notes None where there is no momentum yet: the next step is then still the first.
@@ -356,7 +394,6 @@ class MultiTensorOptimizer(Optimizer):
                         self.state[param][key] = self._copy(key, state[key], param)
                 if state:
                     self._normalise(param, self._keys(group), index)
-        self._forget()
 
     def _verify_all(self, state_dict: dict[str, Any]) -> None:
         for number, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):

@@ -19,9 +19,12 @@ class Lookahead(Optimizer):
 
     The slow update is one fused kernel launch, or one parallel region, over all parameters of a device and dtype. Slow
     weights are copied from the parameters before the first step after construction (so that weights may be loaded in
-    between), and are float32 for half-precision parameters. `param_groups` and `state` are those of the wrapped
-    optimizer: schedulers and GradScaler take either. A checkpoint is that of the wrapped optimizer, with `slow_buffer`
-    in the state of each parameter and `lookahead_step` in each group; one of the bare optimizer loads too.
+    between), and are float32 for half-precision parameters; parameters that do not require gradients are left alone.
+
+    `param_groups` and `state` are those of the wrapped optimizer: schedulers and GradScaler take either. What Lookahead
+    keeps is there too: `lookahead_slow_buffer` in the state of each parameter, `lookahead_k`, `lookahead_alpha` and
+    `lookahead_step` in each group (`lookahead2_...` around another Lookahead, and so on). So a checkpoint is that of
+    the wrapped optimizer, and one of the bare optimizer loads too: slow weights then start from the parameters.
 
     Args:
         optimizer: The optimizer that takes the fast steps.
@@ -50,12 +53,16 @@ class Lookahead(Optimizer):
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, *, backend: str | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k: expected a whole number of at least 1, got {k!r}")
+        _check.option("k", k, "int")
         _check.number("alpha", alpha)
-        self.optimizer, self.k, self.alpha, self.backend = optimizer, k, alpha, backend
-        self._slow: dict[Tensor, Tensor] = {}
-        self._fast_steps = 0
+        self.optimizer, self.backend = optimizer, backend
+        depth, inner = 1, optimizer
+        while isinstance(inner, Lookahead):
+            depth, inner = depth + 1, inner.optimizer
+        self._name = f"lookahead{depth}" if depth > 1 else "lookahead"
+        self._options = {f"{self._name}_k": k, f"{self._name}_alpha": alpha, f"{self._name}_step": 0}
+        # Of parameters whose state is still empty, which many optimizers take for the sign of a first step.
+        self._waiting: dict[Tensor, Tensor] = {}
         self.__setstate__({})
 
     @property
@@ -63,14 +70,43 @@ class Lookahead(Optimizer):
         """Those of the wrapped optimizer."""
         return self.optimizer.param_groups
 
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = groups
+
     @property
     def state(self) -> Any:  # type: ignore[override]
         """That of the wrapped optimizer."""
         return self.optimizer.state
 
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
+
+    def _option(self, name: str) -> Any:
+        """What all groups agree on; a group that was added, or loaded from elsewhere, takes it from the others."""
+        key = f"{self._name}_{name}"
+        return next((group[key] for group in self.param_groups if key in group), self._options[key])
+
+    @property
+    def k(self) -> int:
+        """Fast steps between two slow ones."""
+        return int(self._option("k"))
+
+    @property
+    def alpha(self) -> float:
+        """How far the slow weights go towards the fast ones."""
+        return float(self._option("alpha"))
+
+    def _set_options(self, step: int) -> None:
+        values = {"k": self.k, "alpha": self.alpha, "step": step}
+        for group in self.param_groups:
+            group.update({f"{self._name}_{name}": value for name, value in values.items()})
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
+        self._set_options(self._option("step"))
 
     # What is done here depends on a count that changes each time: torch.compile compiles only what is wrapped.
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
@@ -84,49 +120,72 @@ class Lookahead(Optimizer):
             What the wrapped optimizer returned.
 
         Raises:
-            TypeError, ValueError: On a parameter that has no slow weights here, before anything is written.
+            TypeError, ValueError: On a parameter that cannot have slow weights, before anything is written.
         """
+        step, k = self._option("step") + 1, self.k
+        _check.option(f"{self._name}_k", k, "int")
         params = [
             param
             for group in self.param_groups
             for param in group["params"]
-            if param.is_floating_point() or param.is_complex()  # nobody optimizes whole numbers
+            # Nobody optimizes whole numbers; masks of infinities may be among what is frozen.
+            if (param.requires_grad or param.grad is not None) and (param.is_floating_point() or param.is_complex())
         ]
-        for index, param in enumerate(params):
-            if param not in self._slow:
-                _check.dense_tensor(param, f"params[{index}]")
-                self._slow[param] = _slow_copy(param, param)
+        slow = [self._slow(param, f"params[{index}]") for index, param in enumerate(params)]
         loss = self.optimizer.step(closure)
-        self._fast_steps += 1
-        if self._fast_steps % self.k == 0:
+        self._set_options(step)
+        if step % k == 0:
             with torch.no_grad():
-                self._slow_step(params)
+                self._slow_step(params, slow)
+        for param in [param for param in self._waiting if param.grad is not None]:
+            self.state[param][self._key] = self._waiting.pop(param)
         return loss
 
+    @property
+    def _key(self) -> str:
+        return f"{self._name}_slow_buffer"
+
+    def _slow(self, param: Tensor, where: str) -> Tensor:
+        """The slow weights of a parameter, in its layout and on its device; made where there are none."""
+        state = self.state.get(param, {})
+        slow = state.get(self._key, self._waiting.get(param))
+        if slow is not None and slow.shape != param.shape:
+            raise ValueError(
+                f"{where}: expected shape {tuple(slow.shape)} like its slow weights, got {tuple(param.shape)}; make "
+                "a new optimizer for parameters that were replaced by others"
+            )
+        _, dtype = _check.template("exact", param, param.dtype)
+        changed = slow is not None and (slow.dtype, slow.device) != (dtype, param.device)
+        if slow is None or changed or _check.layout(slow) != _check.layout(param):
+            _check.parameters([param], None)
+            slow = _slow_copy(param if slow is None else slow, param)
+            if self._key in state:
+                state[self._key] = slow
+            else:
+                self._waiting[param] = slow
+        return slow
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _slow_step(self, params: list[Tensor]) -> None:
-        members: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for param in params:
-            members.setdefault((param.device, param.dtype), []).append(param)
-        for key, fast in members.items():
-            for param in fast:
-                slow = self._slow[param]
-                if slow.device != param.device or _check.layout(slow) != _check.layout(param):  # moved in between
-                    self._slow[param] = _slow_copy(slow, param)
-            lists = [fast, [self._slow[param] for param in fast]]
+    def _slow_step(self, params: list[Tensor], slow: list[Tensor]) -> None:
+        members: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for param, weights in zip(params, slow, strict=True):
+            lists = members.setdefault((param.device, param.dtype), ([], []))
+            lists[0].append(param)
+            lists[1].append(weights)
+        for key, lists in members.items():
             space = self._spaces.setdefault(key, lookahead_.workspace())
-            lookahead_.launch(space, space.prepare(lists), self.backend, {"alpha": self.alpha, "found_inf": None})
+            arguments = {"alpha": self.alpha, "found_inf": None}
+            lookahead_.launch(space, space.prepare(lists), self.backend, arguments)
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's, with the slow weights in it."""
+        """The wrapped optimizer's, in which the slow weights are."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
         state_dict = self.optimizer.state_dict()
-        state = {number: dict(entries) for number, entries in state_dict["state"].items()}
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            saved["lookahead"] = {"k": self.k, "alpha": self.alpha, "step": self._fast_steps}
-            for param, number in zip(group["params"], saved["params"], strict=True):
-                if param in self._slow:
-                    state.setdefault(number, {})["slow_buffer"] = self._slow[param]
-        return {**state_dict, "state": state}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class or of the wrapped one: slow weights then start from the parameters.
@@ -137,37 +196,47 @@ class Lookahead(Optimizer):
         Raises:
             ValueError: If the checkpoint is of another model; nothing is loaded.
         """
-        slow: dict[Tensor, Tensor] = {}
-        bare_groups, lookahead = [], None
-        for number, saved in enumerate(state_dict["param_groups"]):
-            lookahead = saved.get("lookahead", lookahead)
-            bare_groups.append({name: value for name, value in saved.items() if name != "lookahead"})
-            params = self.param_groups[number]["params"] if number < len(self.param_groups) else []
-            for index, (param, key) in enumerate(zip(params, saved["params"], strict=False)):
-                buffer = state_dict["state"].get(key, {}).get("slow_buffer")
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        slow = self._verified(state_dict)
+        self._waiting.clear()
+        bare = {
+            number: {name: value for name, value in state.items() if name != self._key}
+            for number, state in state_dict["state"].items()
+        }
+        # An optimizer may take an empty state for one that has been filled.
+        bare = {number: state for number, state in bare.items() if state}
+        self.optimizer.load_state_dict({**state_dict, "state": bare})
+        for param, buffer in slow.items():
+            self.state[param][self._key] = _slow_copy(buffer, param)
+        self._set_options(self._option("step"))
+        self._spaces.clear()
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _verified(self, state_dict: dict[str, Any]) -> dict[Tensor, Tensor]:
+        """The slow weights of a checkpoint; raises unless they, and the options, are of this model and in range."""
+        slow = {}
+        for number, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            if f"{self._name}_k" in saved:
+                _check.option(f"{self._name}_k", saved[f"{self._name}_k"], "int")
+            _check.number("alpha", saved.get(f"{self._name}_alpha", 0.0))
+            for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
+                buffer = state_dict["state"].get(key, {}).get(self._key)
                 if buffer is None:
                     continue
                 if buffer.shape != param.shape:
                     raise ValueError(
-                        f"state of param_groups[{number}]['params'][{index}]: expected 'slow_buffer' of shape "
+                        f"state of param_groups[{number}]['params'][{index}]: expected {self._key!r} of shape "
                         f"{tuple(param.shape)}, got {tuple(buffer.shape)}; this is the state of another model"
                     )
-                slow[param] = _slow_copy(buffer, param)
-        bare = {
-            key: {name: value for name, value in entries.items() if name != "slow_buffer"}
-            for key, entries in state_dict["state"].items()
-        }
-        # An optimizer may take an empty state for one that has been filled.
-        bare = {key: entries for key, entries in bare.items() if entries}
-        self.optimizer.load_state_dict({**state_dict, "state": bare, "param_groups": bare_groups})
-        self._slow, self._fast_steps = slow, 0
-        if lookahead is not None:
-            self.k, self.alpha, self._fast_steps = lookahead["k"], lookahead["alpha"], lookahead["step"]
-        self._spaces.clear()
+                slow[param] = buffer
+        return slow
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no workspaces, which hold addresses."""
-        names = ("optimizer", "k", "alpha", "backend", "_slow", "_fast_steps")
+        names = ("optimizer", "backend", "_name", "_options", "_waiting")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -175,6 +244,7 @@ class Lookahead(Optimizer):
         self.__dict__.update(state)
         self._spaces: dict[tuple[torch.device, torch.dtype], Workspace] = {}
         super().__setstate__({"defaults": self.optimizer.defaults})
+        self._set_options(self._option("step"))
 
     def __repr__(self) -> str:
         return f"Lookahead(k={self.k}, alpha={self.alpha}, {self.optimizer!r})"

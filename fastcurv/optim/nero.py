@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
 
 from fastcurv import _check
 from fastcurv.ops import nero_
@@ -62,21 +63,31 @@ class Nero(MultiTensorOptimizer):
             "constraints": constraints,
             "maximize": maximize,
         }
+        self._is_made = False
         super().__init__(params, defaults, backend=backend, state_dtype=None)
+        self._is_made = True
+        self._project(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group and, with `constraints`, brings its neurons to mean zero and norm one."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for param in group["params"] if group["constraints"] else ():
-            if param.dim() > 1 and param.numel() > param.shape[0]:
-                with torch.no_grad():
-                    neurons = _neurons(param)
-                    centred = neurons - neurons.double().mean(dim=1, keepdim=True).to(neurons.dtype)
-                    norms = centred.norm(dim=1, keepdim=True)
-                    # As in the op: weights that are equal but for rounding become zero.
-                    alike = norms <= 2**-23 * neurons.norm(dim=1, keepdim=True)
-                    param.copy_(torch.where(alike, 0, centred / norms).view(param.shape))
+        if self._is_made:  # else once all groups are known to be right
+            self._project(self.param_groups[-1:])
+
+    @torch.no_grad()
+    def _project(self, groups: list[dict[str, Any]]) -> None:
+        projected = []
+        for group in groups:
+            for i, param in enumerate(group["params"]) if group["constraints"] else ():
+                if isinstance(param, UninitializedTensorMixin):
+                    raise ValueError(f"params[{i}]: expected values, which Nero normalises; run the model once before")
+                whole = not (param.is_floating_point() or param.is_complex())  # nobody optimizes whole numbers
+                if whole or param.dim() < 2 or param.numel() <= param.shape[0]:
+                    continue
+                _check.parameters([param], None, [i])
+                projected.append(param)
+        for param in projected:
+            param.copy_(_projected(_neurons(param), param.dtype).view(param.shape))
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)
@@ -87,6 +98,21 @@ class Nero(MultiTensorOptimizer):
 
     def _arguments(self, group: dict[str, Any]) -> dict[str, Any]:
         return {name: group[name] for name in ("lr", "beta", "constraints", "maximize")}
+
+
+def _projected(neurons: Tensor, dtype: torch.dtype) -> Tensor:
+    """Neurons at mean zero and norm one; those that are there already, but for rounding to a dtype, as they were."""
+    exact = neurons.double()
+    means = exact.mean(dim=1, keepdim=True)
+    centred = neurons - means.to(neurons.dtype)
+    norms = centred.norm(dim=1, keepdim=True)
+    # As in the op: weights that are equal but for rounding become zero.
+    alike = norms <= 2**-23 * neurons.norm(dim=1, keepdim=True)
+    # A step rounds each weight once; in float64 its sums are rounded too.
+    rounding = max(torch.finfo(dtype).eps, 16 * torch.finfo(torch.float64).eps)
+    there = (exact.norm(dim=1, keepdim=True) - 1).abs() <= rounding
+    there &= means.abs() * neurons.shape[1] ** 0.5 <= rounding
+    return torch.where(there, neurons, torch.where(alike, 0, centred / norms))
 
 
 def _neurons(param: Tensor) -> Tensor:

@@ -97,8 +97,6 @@ class Ranger(MultiTensorOptimizer):
         group = {**self.defaults, **param_group}
         if group["compat"] not in VERSIONS:
             raise ValueError(f"compat: expected one of {', '.join(VERSIONS)}, got {group['compat']!r}")
-        if isinstance(group["k"], bool) or not isinstance(group["k"], int) or group["k"] < 1:
-            raise ValueError(f"k: expected a whole number of at least 1, got {group['k']!r}")
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
