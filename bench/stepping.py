@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -271,10 +270,9 @@ def buffers(optimizer: MultiTensorOptimizer) -> Buffers:
     (group,) = optimizer.param_groups
     op = optimizer._op
     with torch.no_grad():
-        ((bucket, lists),) = optimizer._prepare(group)
+        ((bucket, lists, arguments),) = optimizer._prepare(group)
     device = bucket.params[0].device
     name, implementation = _backend.choose(op.name, device, optimizer.backend)
-    arguments: dict[str, Any] = {**optimizer._arguments(group), "grad_scale": None, "found_inf": None}
     chunk = _backend.CHUNK_ELEMENTS.get(name)
     table = bucket.space.table(chunk, device, op.rows(arguments)) if chunk else None
     # The stream ceiling has the mix of the lists that every step touches.

@@ -75,8 +75,8 @@ class MultiTensorOp(Generic[P]):
             _check.number(name, arguments[name], intervals)
         for name, kind in self.options.items():
             _check.option(name, arguments[name], kind)
-        for name, value in arguments.items() if device else ():
-            if isinstance(value, Tensor):
+        for name, value in arguments.items():
+            if device and isinstance(value, Tensor):
                 _check.scalar_device(name, value, device)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:

@@ -204,7 +204,7 @@ class MultiTensorOptimizer(Optimizer):
     ) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
         if self._before is None:
             self._before = {param: dict(state) for param, state in self.state.items()}
-        grads = [p.grad for p in params]
+        grads: list[Any] = [p.grad for p in params]
         known = {(bucket.is_first_step, *bucket.indices): bucket.space for bucket in plan.buckets} if plan else {}
         buckets = self._buckets(params, grads, keys, self._first_step_differs(group), known)
         without_grad = [p for p, g in zip(params, grads, strict=True) if g is None]
@@ -243,13 +243,13 @@ class MultiTensorOptimizer(Optimizer):
 
     def _restore(self) -> None:
         """Undoes what preparing a step has made of the state."""
-        for param in list(self.state) if self._before is not None else ():
-            before = self._before.get(param)
-            if before is None:
-                del self.state[param]
-            else:
-                self.state[param].clear()
-                self.state[param].update(before)
+        if self._before is not None:
+            for param in list(self.state):
+                if param in self._before:
+                    self.state[param].clear()
+                    self.state[param].update(self._before[param])
+                else:
+                    del self.state[param]
         self._forget()
 
     def _started(self, param: Tensor, keys: Sequence[str | None]) -> bool:

@@ -66,7 +66,7 @@ class Lookahead(Optimizer):
         self.__setstate__({})
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """Those of the wrapped optimizer."""
         return self.optimizer.param_groups
 
@@ -75,7 +75,7 @@ class Lookahead(Optimizer):
         self.optimizer.param_groups = groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """That of the wrapped optimizer."""
         return self.optimizer.state
 
@@ -148,7 +148,7 @@ class Lookahead(Optimizer):
     def _slow(self, param: Tensor, where: str) -> Tensor:
         """The slow weights of a parameter, in its layout and on its device; made where there are none."""
         state = self.state.get(param, {})
-        slow = state.get(self._key, self._waiting.get(param))
+        slow: Tensor | None = state.get(self._key, self._waiting.get(param))
         if slow is not None and slow.shape != param.shape:
             raise ValueError(
                 f"{where}: expected shape {tuple(slow.shape)} like its slow weights, got {tuple(param.shape)}; make "
@@ -179,11 +179,11 @@ class Lookahead(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's, in which the slow weights are."""
-        for hook in self._optimizer_state_dict_pre_hooks.values():
-            hook(self)
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
         state_dict = self.optimizer.state_dict()
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            changed = hook(self, state_dict)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state_dict)
             state_dict = state_dict if changed is None else changed
         return state_dict
 
@@ -196,8 +196,8 @@ class Lookahead(Optimizer):
         Raises:
             ValueError: If the checkpoint is of another model; nothing is loaded.
         """
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = hook(self, state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
         slow = self._verified(state_dict)
         self._waiting.clear()
@@ -212,8 +212,8 @@ class Lookahead(Optimizer):
             self.state[param][self._key] = _slow_copy(buffer, param)
         self._set_options(self._option("step"))
         self._spaces.clear()
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def _verified(self, state_dict: dict[str, Any]) -> dict[Tensor, Tensor]:
         """The slow weights of a checkpoint; raises unless they, and the options, are of this model and in range."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from fastcurv import _check
 from fastcurv.ops import nero_
@@ -79,7 +79,7 @@ class Nero(MultiTensorOptimizer):
         projected = []
         for group in groups:
             for i, param in enumerate(group["params"]) if group["constraints"] else ():
-                if isinstance(param, UninitializedTensorMixin):
+                if is_lazy(param):
                     raise ValueError(f"params[{i}]: expected values, which Nero normalises; run the model once before")
                 whole = not (param.is_floating_point() or param.is_complex())  # nobody optimizes whole numbers
                 if whole or param.dim() < 2 or param.numel() <= param.shape[0]:
