@@ -111,8 +111,9 @@ def test_baseline_clone_gives_the_same_bits(tmp_path):
 
 
 def test_binary_is_tied_to_no_torch():
-    needed = subprocess.run(["ldd", native.__file__], capture_output=True, text=True, check=True).stdout
-    assert "torch" not in needed and "c10" not in needed and "libcudart" not in needed
+    listed = subprocess.run(["ldd", native.__file__], capture_output=True, text=True, check=True).stdout
+    names = [line.split()[0] for line in listed.splitlines()]  # an address may contain anything
+    assert names and not any(part in name for name in names for part in ("torch", "c10", "cudart"))
 
 
 def test_float16_and_bfloat16_conversions_are_exact():
