@@ -93,6 +93,6 @@ def adam_(
     needed = RULES[rule]
     given = {"max_exp_avg_sqs": max_exp_avg_sqs, "mu_products": mu_products}
     for name, tensors in given.items():
-        if (name == needed) != bool(tensors) and params:
+        if (name == needed) != (len(tensors) > 0) and params:
             wanted = f"{len(params)} tensors" if name == needed else "none"
             raise ValueError(f"{name}: expected {wanted} with rule={rule!r}, got {len(tensors) or 'none'}")
