@@ -1,6 +1,8 @@
 """The op `nero` and fastcurv.Nero: angles, constraints, and the published implementation."""
 
+import copy
 import math
+import pickle
 
 import cases
 import pytest
@@ -199,6 +201,16 @@ def test_construction_leaves_neurons_alone_that_are_there(dtype, generator):
         there = p.detach().clone()
         fastcurv.Nero([p])
         assert torch.equal(p, there)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_projects_groups_that_are_added_to_it(copied, generator):
+    def matrix():
+        return nn.Parameter(torch.randn(5, 4, generator=generator).to(DEVICE))
+
+    optimizer, later = copied(fastcurv.Nero([matrix()])), matrix()
+    optimizer.add_param_group({"params": [later]})
+    torch.testing.assert_close(later.norm(dim=1), torch.ones(5, device=DEVICE))
 
 
 def test_construction_writes_nothing_unless_everything_is_right(generator):

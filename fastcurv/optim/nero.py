@@ -46,6 +46,8 @@ class Nero(MultiTensorOptimizer):
     """
 
     _op = nero_
+    # False while torch's constructor adds groups, of which a later one may be wrong.
+    _is_made = True
 
     def __init__(
         self,
