@@ -176,6 +176,7 @@ class MultiTensorOptimizer(Optimizer):
         except Exception:
             self._restore()
             raise
+        self._before = None
         for bucket, lists, arguments in calls:
             self._op.launch(bucket.space, lists, self.backend, arguments)
 
@@ -187,13 +188,10 @@ class MultiTensorOptimizer(Optimizer):
         gathered = plan.gather() if plan and plan.holds(params, keys) else None
         if gathered is None:
             gathered = self._gather_anew(group, params, keys, plan)
-        chosen = self._arguments(group)
         calls = []
         for bucket, lists in gathered:
             device = lists[0][0].device
-            arguments = {**chosen, **self._scaling(device)}
-            if bucket.is_first_step:
-                arguments["is_first_step"] = True
+            arguments = self._all_arguments(group, device, bucket.is_first_step)
             # Intervals are for the constructor: a scheduler may leave them by a rounding error.
             self._op.check(arguments, device, intervals=False)
             calls.append((bucket, lists, arguments))
@@ -271,18 +269,15 @@ class MultiTensorOptimizer(Optimizer):
                 states = [self.state[param] for param in params]
                 lists: list[Any] = [params, [param.grad for param in params]]
                 lists += [[state[key] for state in states] if key else [] for key in keys]
-                arguments = {**self._arguments(group), **self._scaling(device)}
-                if first:
-                    arguments["is_first_step"] = True
-                self._op.dispatch(lists, self.backend, arguments)
+                self._op.dispatch(lists, self.backend, self._all_arguments(group, device, first))
 
-    def _scaling(self, device: torch.device) -> dict[str, Tensor | None]:
-        """GradScaler's scale and overflow flag (it sets them as attributes), on the device of the parameters."""
-        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        return {
-            "grad_scale": scale.to(device, non_blocking=True) if isinstance(scale, Tensor) else None,
-            "found_inf": found.to(device, non_blocking=True) if isinstance(found, Tensor) else None,
-        }
+    def _all_arguments(self, group: dict[str, Any], device: torch.device, is_first_step: bool) -> dict[str, Any]:
+        """`_arguments`, and GradScaler's scale and overflow flag, which it sets as attributes, where the kernel is."""
+        arguments = self._arguments(group)
+        for name in ("grad_scale", "found_inf"):
+            value = getattr(self, name, None)
+            arguments[name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else None
+        return {**arguments, "is_first_step": True} if is_first_step else arguments
 
     def _dtype(self, param: Tensor) -> torch.dtype:
         """The dtype of a parameter's state."""
