@@ -1,5 +1,7 @@
 // The one pybind11 module, fastcurv._C. Python has checked every argument (fastcurv/_check.py); what is checked here
 // again is only what would otherwise read or write outside a tensor.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,7 +19,7 @@
 namespace py = pybind11;
 using namespace fastcurv;
 
-namespace {
+namespace fastcurv {
 
 TensorView view(const py::handle& object, const char* name) {
   TensorView out;
@@ -30,6 +32,15 @@ Dtype dtype(const py::list& tensors, const char* name) {
   if (first.dtype == kUnknownDtype) throw py::type_error(std::string(name) + ": unsupported dtype");
   return static_cast<Dtype>(first.dtype);
 }
+
+const char* type_name(Dtype dtype) {
+  static const char* const names[] = {"float", "double", "fastcurv::bfloat16", "fastcurv::float16"};
+  return names[static_cast<int>(dtype)];
+}
+
+}  // namespace fastcurv
+
+namespace {
 
 // A float, or a one-element tensor: read here when it is in host memory, by the kernel when it is on the GPU.
 Scalar scalar(const py::object& value, const char* name) {
@@ -159,18 +170,17 @@ std::optional<bool> run(const Op& op, const py::args& args, const py::kwargs& ke
 }
 
 // The same call as kernels that somebody else launches (NVRTC, the host emulator): for each, in order, its name
-// expression, the number of blocks that have something to do, threads, blocks per multiprocessor, and the bytes of its
-// one argument.
+// expression, the number of blocks that have something to do, threads, blocks per multiprocessor, bytes of dynamic
+// shared memory, and the bytes of its one argument.
 py::list plan(const Op& op, const py::args& args, const py::kwargs& keywords) {
-  static const char* const types[] = {"float", "double", "fastcurv::bfloat16", "fastcurv::float16"};
   const Call call = read_call(op, args, keywords);
-  const std::string rule = std::string("fastcurv::") + op.rule + "<" + types[static_cast<int>(call.param)] + ", " +
-                           types[static_cast<int>(call.state)] + ", " + std::to_string(call.variant) + ">";
+  const std::string rule = std::string("fastcurv::") + op.rule + "<" + type_name(call.param) + ", " +
+                           type_name(call.state) + ", " + std::to_string(call.variant) + ">";
   const Launch how = launch_of(call.param == Dtype::float64);
   py::list launches;
   const auto add = [&](const char* kernel, int64_t busy) {
     launches.append(py::make_tuple(std::string("fastcurv::") + kernel + "<" + rule + ">", busy, how.threads,
-                                   how.blocks_per_multiprocessor,
+                                   how.blocks_per_multiprocessor, 0,
                                    py::bytes(reinterpret_cast<const char*>(&call.args), sizeof call.args)));
   };
   if (call.partials) {
@@ -256,6 +266,8 @@ PYBIND11_MODULE(_C, m) {
         return stream_cpu(static_cast<long long*>(words.pointer), lists, block_elements);
       },
       py::arg("table"), py::arg("item_sizes"), py::arg("is_written"), py::arg("block_elements"));
+
+  bind_matrix_ops(m);
 
   py::options options;
   options.disable_function_signatures();

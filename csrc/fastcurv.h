@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "matrices.h"
 #include "table.h"
 
 namespace fastcurv {
@@ -14,6 +15,12 @@ const char* simd_level();
 // only.
 using CpuOp = bool(const Args& args, Dtype param, Dtype state, int variant);
 CpuOp adam_cpu, lamb_cpu, lars_cpu, lookahead_cpu, nero_cpu, ranger_cpu, sgd_cpu;
+
+// cpu/<op>.cpp: ops on each matrix of a list, all of one dtype, in host memory.
+void polar_cpu(const std::vector<Matrix>& matrices, Dtype dtype);
+void gram_schmidt_cpu(const std::vector<Matrix>& matrices, Dtype dtype, double floor);
+void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const std::vector<Step>& steps,
+                       long long spectral, double eps);
 
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the
 // exclusive or of all bytes of the lists that are only read.
@@ -41,8 +48,14 @@ struct CudaKernels {
 using CudaOp = CudaKernels(Dtype param, Dtype state, int variant);
 CudaOp adam_cuda, lamb_cuda, lars_cuda, lookahead_cuda, nero_cuda, ranger_cuda, sgd_cuda;
 
+// Those of ops on matrices.
+using CudaMatrixKernel = void (*)(MatrixArgs);
+CudaMatrixKernel gram_schmidt_cuda(Dtype dtype), newton_schulz_cuda(Dtype dtype);
+
 // cuda/device.cu: launches one of them; returns a CUDA error code.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);
+int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const MatrixArgs& args, int device,
+                void* stream);
 #endif
 
 }  // namespace fastcurv

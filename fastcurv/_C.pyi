@@ -1,5 +1,6 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 def simd_level() -> str: ...
@@ -21,9 +22,9 @@ class ChunkTable:
 def stream_(table: Tensor, item_sizes: list[int], is_written: list[bool], block_elements: int) -> int: ...
 
 # `<op>_kernel` takes the arguments of `<op>_` and says how a GPU would be asked for the same: for each launch the name
-# expression of the kernel, the number of blocks that have something to do, threads, blocks per multiprocessor, and the
-# bytes of the kernel's one argument.
-_Launches = list[tuple[str, int, int, int, bytes]]
+# expression of the kernel, the number of blocks that have something to do, threads, blocks per multiprocessor,
+# bytes of dynamic shared memory, and the bytes of the kernel's one argument.
+_Launches = list[tuple[str, int, int, int, int, bytes]]
 
 def adam_(
     params: list[Tensor],
@@ -152,3 +153,20 @@ def sgd_(
     found_inf: Tensor | None,
 ) -> bool | None: ...
 def sgd_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def on_threads(function: Callable[[int], object], count: int) -> None: ...
+
+# Ops on each matrix of a list.
+def gram_schmidt(matrices: list[Tensor], outs: list[Tensor], info: Tensor, *, floor: float) -> None: ...
+def gram_schmidt_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def newton_schulz(
+    matrices: list[Tensor],
+    outs: list[Tensor],
+    info: Tensor,
+    *,
+    coefficients: list[tuple[float, float, float]],
+    dtype: torch.dtype,
+    spectral: int,
+    eps: float,
+) -> None: ...
+def newton_schulz_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None: ...

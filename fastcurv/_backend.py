@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+# In place, over lists of tensors; and on each matrix of a list.
 OPS = ("adam", "lamb", "lars", "lookahead", "nero", "ranger", "sgd")
+MATRIX_OPS = ("gram_schmidt", "newton_schulz", "polar")
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
 # Elements per chunk of the chunk table. cuda: small enough that a list of 1e8 elements gives every block a dozen chunks
@@ -95,11 +97,14 @@ def unusable(op: str, backend: str, device: torch.device) -> str:
 
 @functools.cache
 def _load(op: str, backend: str, device: torch.device) -> Implementation:
+    if op == "polar" and backend in ("cuda", "triton"):
+        op = "newton_schulz"  # with a schedule that resolves every singular value that counts: ops/polar.py
+    name = op if op in MATRIX_OPS else f"{op}_"
     if backend in ("reference", "triton"):
         package = "fastcurv.reference" if backend == "reference" else "fastcurv.kernels"
-        implementation = getattr(importlib.import_module(f"{package}.{op}"), f"{op}_")
+        implementation = getattr(importlib.import_module(f"{package}.{op}"), name)
     elif backend == "cpp" or native().cuda_unusable(device.index or 0) is None:
-        implementation = getattr(native(), f"{op}_")
+        implementation = getattr(native(), name)
     else:
         from fastcurv import _nvrtc
 
@@ -150,7 +155,7 @@ def backends() -> list[Availability]:
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
     rows = []
-    for op in OPS:
+    for op in OPS + MATRIX_OPS:
         for backend in BACKENDS:
             on_gpu = backend == "cuda" or (backend == "triton" and not interpreting())
             if on_gpu and gpu is None:

@@ -11,17 +11,20 @@ from torch import Tensor
 _library = torch.library.Library("fastcurv", "DEF")
 
 
-def register(schema: str, implementation: Callable[..., None]) -> Callable[..., None]:
-    """Defines an in-place op `fastcurv::name` and returns the callable that goes through the dispatcher.
+def register(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any] = lambda *args, **kwargs: None
+) -> Callable[..., Any]:
+    """Defines an op `fastcurv::name` and returns the callable that goes through the dispatcher.
 
     Args:
-        schema: Its schema, mutated lists marked `Tensor(a!)[]`, returning nothing.
+        schema: Its schema, mutated lists marked `Tensor(a!)[]`.
         implementation: Runs it on real tensors of any device.
+        fake: Gives tensors like those it returns; by default it returns nothing.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastcurv::{name}", lambda *args, **kwargs: None, lib=_library)
+    torch.library.register_fake(f"fastcurv::{name}", fake, lib=_library)
     return getattr(torch.ops.fastcurv, name).default  # type: ignore[no-any-return]
 
 

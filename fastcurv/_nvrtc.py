@@ -14,6 +14,9 @@ import torch
 # -default-device.
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device", "--generate-line-info")
 
+# Bytes of shared memory that a block has without asking.
+_SHARED_BYTES = 48 << 10
+
 
 class Compiled(NamedTuple):
     """Machine code of one kernel."""
@@ -51,7 +54,8 @@ def compile(name: str, architecture: int) -> Compiled:
 
     Args:
         name: Name expression of the instance, such as the first item of a launch that `_C.adam_kernel` returns. By the
-            law of one name, `fastcurv::..._kernel<fastcurv::<Op>Rule<...>>` is in `<op>.cuh`.
+            law of one name, `fastcurv::..._kernel<fastcurv::<Op>Rule<...>>` and `fastcurv::<op>_kernel<...>` are in
+            `<op>.cuh`.
         architecture: Compute capability: 90 for 9.0.
 
     Returns:
@@ -65,13 +69,14 @@ def compile(name: str, architecture: int) -> Compiled:
 
     from fastcurv import _C
 
-    rule = re.match(r"fastcurv::\w+_kernel<fastcurv::(\w+)Rule<", name)
-    if rule is None:
-        raise ValueError(f"name: expected fastcurv::..._kernel<fastcurv::<Op>Rule<...>>, got {name!r}")
+    found = re.match(r"fastcurv::(\w+)_kernel<(?:fastcurv::(\w+)Rule<)?", name)
+    if found is None:
+        raise ValueError(f"name: expected fastcurv::..._kernel<fastcurv::<Op>Rule<...>> or another, got {name!r}")
+    header = (found[2] or found[1]).lower()
     sources = _C.cuda_sources()
     texts = [text.encode() for text in sources.values()]
     includes = [file.encode() for file in sources]
-    program = nvrtc.createProgram(f'#include "{rule[1].lower()}.cuh"\n', "fastcurv.cu", texts, includes)
+    program = nvrtc.createProgram(f'#include "{header}.cuh"\n', "fastcurv.cu", texts, includes)
     try:
         nvrtc.addNameExpression(program, name)
         try:
@@ -86,7 +91,7 @@ def compile(name: str, architecture: int) -> Compiled:
 
 
 def implementation(op: str) -> Callable[..., None]:
-    """A function with the arguments of `fastcurv._C.<op>_` that launches the kernels on torch's current stream.
+    """A function with the arguments of the op in `fastcurv._C` that launches the kernels on torch's current stream.
 
     The first call for a dtype on a device compiles what it launches, about half a second a kernel.
 
@@ -104,11 +109,14 @@ def implementation(op: str) -> Callable[..., None]:
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         with torch.cuda.device(device):
             stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
-            for name, busy, threads, blocks_per_multiprocessor, argument in plan(first, *args, **kwargs):
+            for name, busy, threads, blocks_per_multiprocessor, shared, argument in plan(first, *args, **kwargs):
                 blocks = max(1, min(busy, multiprocessors * blocks_per_multiprocessor))
                 # CuPy passes an array of one element by the bytes it holds: the kernel's argument, whatever its type.
                 packed = np.frombuffer(argument, dtype=np.dtype((np.void, len(argument))))
-                _function(device, name)((blocks,), (threads,), (packed,), stream=stream)
+                kernel = _function(device, name)
+                if shared > _SHARED_BYTES:
+                    _allow_shared(kernel, shared)
+                kernel((blocks,), (threads,), (packed,), shared_mem=shared, stream=stream)
 
     return launch
 
@@ -127,3 +135,10 @@ def _function(device: int, name: str) -> Any:
     module = function.Module()
     module.load(compiled.cubin)
     return module.get_function(compiled.symbol)
+
+
+def _allow_shared(kernel: Any, shared: int) -> None:
+    """Lets a kernel be launched with so much dynamic shared memory."""
+    from cupy_backends.cuda.api import driver
+
+    driver.funcSetAttribute(kernel.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)

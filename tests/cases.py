@@ -235,6 +235,15 @@ def backends(op="adam", device=DEVICE) -> list[str]:
     return named if device.type == "cuda" or _backend.native() is None else [*named, "cuda_host"]
 
 
+def matrix_backends(device=DEVICE) -> list[str]:
+    """The back ends of ops on matrices that can be tested here, but for the reference.
+
+    Triton's interpreter takes seconds for each: tests/test_matrix_triton.py is for it.
+    """
+    named = [name for name in ("cuda", "triton", "cpp") if not _backend.unusable("polar", name, device)]
+    return [name for name in named if name != "triton" or not _backend.interpreting()]
+
+
 def call(case: Case, backend: str | None) -> None:
     """Runs the case in place; `cuda_host` is the CUDA source in the emulator."""
     op = op_of(case.op)

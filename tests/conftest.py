@@ -17,7 +17,7 @@ def poisoned_allocations(monkeypatch):
     """An output that nobody wrote shows up as NaN (or as an absurd integer)."""
 
     def poison(tensor):
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else -(1 << 40))
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min // 2)
 
     empty, empty_like = _alloc.empty, _alloc.empty_like
     monkeypatch.setattr(_alloc, "empty", lambda *size, **options: poison(empty(*size, **options)))

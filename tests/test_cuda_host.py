@@ -93,6 +93,15 @@ def test_threads_that_wait_for_ever_are_reported(at_block_barriers, text):
     assert block_sums(True, "ascending", 0)  # and the emulator is in order afterwards
 
 
+def test_dynamic_shared_memory_begins_as_nan_and_has_an_end():
+    for _ in range(2):
+        out = torch.zeros(2, dtype=torch.float64)
+        run("selftest::use_shared", 3, 64, struct.pack("Pi4x", out.data_ptr(), 100), shared=800)
+        assert out[0].isnan() and out[1] == 99
+    with pytest.raises(RuntimeError, match="wrote behind its shared memory"):
+        run("selftest::use_shared", 3, 64, struct.pack("Pi4x", out.data_ptr(), 101), shared=800)
+
+
 @pytest.mark.parametrize("source", [0, 1])
 @pytest.mark.parametrize("target", [0, 2])
 def test_misaligned_accesses_are_reported(source, target):

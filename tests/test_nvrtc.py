@@ -56,6 +56,15 @@ def test_compiles_to_machine_code(rule, architecture):
         assert compiled.symbol.encode() in compiled.cubin
 
 
+@needs_nvrtc
+@pytest.mark.compile
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", ["newton_schulz_kernel<fastcurv::bfloat16>", "gram_schmidt_kernel<double>"])
+def test_kernels_on_matrices_compile_to_machine_code(kernel, architecture):
+    compiled = _nvrtc.compile.__wrapped__(f"fastcurv::{kernel}", architecture)
+    assert compiled.cubin.startswith(b"\x7fELF") and compiled.symbol.encode() in compiled.cubin
+
+
 def ranger_call(shapes):
     """Positional and keyword arguments of `_C.ranger_`, on the CPU."""
     lists = [[torch.zeros(s) for s in shapes] for _ in range(5)] + [[torch.zeros(()) for _ in shapes]]
@@ -117,7 +126,7 @@ def test_launches_as_planned(shape, busy, monkeypatch):
 
     def function(device, name):
         assert device == -1  # get_device() of a CPU tensor
-        return lambda *launch, stream: launched.append((name, *launch, stream))
+        return lambda *launch, shared_mem, stream: launched.append((name, *launch, stream))
 
     class Properties:
         multi_processor_count = 7
@@ -133,6 +142,28 @@ def test_launches_as_planned(shape, busy, monkeypatch):
         assert launched_name == name
         assert (*sizes, stream.ptr) == ((min(max(blocks, 1), 7 * 3),), (256,), 1234)
         assert packed.size == 1 and packed.tobytes() == argument
+
+
+def test_asks_for_shared_memory_where_a_block_needs_more_than_it_has(monkeypatch):
+    class Stream:
+        cuda_stream = 1234
+
+    class Properties:
+        multi_processor_count = 7
+
+    asked, launched = [], []
+    monkeypatch.setattr(_nvrtc, "_function", lambda device, name: lambda *launch, **how: launched.append((launch, how)))
+    monkeypatch.setattr(_nvrtc, "_allow_shared", lambda kernel, shared: asked.append(shared))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
+    run = _nvrtc.implementation("newton_schulz")
+    for side, bytes_ in ((16, 3 * 8 * 16 * 17), (64, 3 * 8 * 64 * 65)):
+        matrices = [torch.zeros(side, 100)] * 9
+        info = torch.zeros(9, dtype=torch.int32)
+        run(matrices, matrices, info, coefficients=[(1.0, 0.0, 0.0)], dtype=torch.float32, spectral=0, eps=0.0)
+        (blocks, threads, _), how = launched.pop()
+        assert (blocks, threads, how["shared_mem"]) == ((9,), (256,), bytes_)
+        assert asked == ([bytes_] if bytes_ > 48 << 10 else [])
 
 
 @needs_nvrtc

@@ -27,7 +27,7 @@ from fastcurv import _check, ops
 
 name, calls, PAIRS = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 tools = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
-op, built, launch = getattr(ops, name + "_"), [], JITFunction.run
+built, launch = [], JITFunction.run
 
 class Driver:
     def get_current_target(self): return GPUTarget("cuda", self.architecture, 32)
@@ -39,6 +39,17 @@ def compile_only(self, *arguments, grid, warmup, **keywords):
 
 driver, JITFunction.run = Driver(), compile_only
 triton.runtime.driver.set_active(driver)
+
+def usage(code):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code.asm["cubin"]); file.flush()
+        found = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", file.name], check=True,
+                               capture_output=True, text=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", found).groups())
+    return dict(registers=registers, stack=stack, local=local, shared=code.metadata.shared, hash=code.hash)
+"""
+OVER_LISTS = r"""
+op = getattr(ops, name + "_")
 
 def call(architecture, pair, options, present, scalars):
     driver.architecture = architecture
@@ -57,18 +68,30 @@ def call(architecture, pair, options, present, scalars):
     return list(built)
 
 def row(kernel, code, architecture, pair, options, present):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code.asm["cubin"]); file.flush()
-        usage = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", file.name], check=True,
-                               capture_output=True, text=True).stdout
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage).groups())
     ptx = code.asm["ptx"]
     wide = {i: len(re.findall(rf"\b{i}\.global(?:\.\w+)*?\.(?:v4\.b32|v2\.b64)", ptx)) for i in ("ld", "st")}
     return dict(op=name, kernel=kernel, pair=pair, architecture=architecture, options=options, present=present,
-                registers=registers, stack=stack, local=local, contractions=len(re.findall(r"\bfma\.rn\.f", ptx)),
-                hash=code.hash, **wide)
+                contractions=len(re.findall(r"\bfma\.rn\.f", ptx)), **usage(code), **wide)
 
 print(json.dumps([row(*kernel, *c[:4]) for c in calls for kernel in call(*c)]))
+"""
+ON_MATRICES = r"""
+def call(architecture, shape, dtype, options):
+    driver.architecture = architecture
+    matrix = torch.empty(shape, dtype=getattr(torch, dtype))
+    if "dtype" in options: options = options | {"dtype": getattr(torch, options["dtype"])}
+    built.clear()
+    implementation = getattr(importlib.import_module("fastcurv.kernels." + name), name)
+    implementation([matrix], [matrix], torch.zeros(1, dtype=torch.int32), **options)
+    return {code.hash: (kernel, code) for kernel, code in built}.values()
+
+UNITS = {"mma": r"\bmma\.sync", "wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma"}
+print(json.dumps([
+    dict(kernel=kernel, architecture=c[0], shape=c[1], stored=c[2], options=c[3],
+         products=[unit for unit, name in UNITS.items() if re.search(name, code.asm["ptx"])],
+         tf32=".tf32" in code.asm["ptx"], **usage(code))
+    for c in calls for kernel, code in call(*c)
+]))
 """
 PAIRS = {
     "float32": ("float32", "float32"),
@@ -106,9 +129,9 @@ LISTS = {
 }
 
 
-def compiled(op, calls):
+def compiled(op, calls, how=OVER_LISTS):
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", COMPILE, op, json.dumps(calls), json.dumps(PAIRS)]
+    command = [sys.executable, "-c", COMPILE + how, op, json.dumps(calls), json.dumps(PAIRS)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -187,3 +210,36 @@ def test_hyper_parameters_are_not_compiled_in(op):
         for o, x in zip(options, (0.0, 1.0, 0.1), strict=True)
     ]
     assert len({row["hash"] for row in compiled(op, calls)}) == 1
+
+
+# Shapes on both sides of where tiles grow and splits begin.
+STEPS = {"coefficients": [[3.4445, -4.7750, 2.0315]], "spectral": 0, "eps": 0.0}
+MATRIX_CALLS = {
+    "gram_schmidt": [((64, 576), dtype, {"floor": 0.0}) for dtype in ("float32", "float64")],
+    "newton_schulz": [
+        ((64, 576), "float16", STEPS | {"dtype": "float32"}),
+        *(
+            (shape, dtype, STEPS | {"dtype": "float32", "spectral": spectral, "eps": 0.0})
+            for shape in ((64, 576), (512, 4608))
+            for dtype in ("float32", "float64")
+            for spectral in (0, 300)
+        ),
+        *(
+            (shape, dtype, STEPS | {"dtype": "bfloat16"})
+            for shape in ((64, 576), (512, 4608), (2048, 4096))
+            for dtype in ("float32", "bfloat16")
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("op", MATRIX_CALLS)
+def test_kernels_on_matrices_hold_the_gates(op):
+    """No spills, shared memory that every GPU of the architecture has, tensor cores where they are exact enough."""
+    calls = [(architecture, *call) for architecture in (80, 90, 100, 120) for call in MATRIX_CALLS[op]]
+    for k in compiled(op, calls, ON_MATRICES):
+        print({key: value for key, value in k.items() if key != "hash"})
+        assert (k["stack"], k["local"], k["tf32"]) == (0, 0, False), k
+        assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
+        if k["options"].get("dtype") == "bfloat16" and k["kernel"] in ("symmetric_kernel", "product_kernel"):
+            assert k["products"] == [{90: "wgmma", 100: "tcgen05"}.get(k["architecture"], "mma")], k

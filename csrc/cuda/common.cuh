@@ -25,6 +25,16 @@ __device__ __forceinline__ void store_pack(T* pointer, const Pack<T, width>& pac
   *reinterpret_cast<Pack<T, width>*>(pointer) = pack;
 }
 
+// Adds up the lanes of every group of `width` neighbours, in halves. All lanes of a group get the sum: addition
+// commutes, so that it has the bits of lane 0.
+template <int kSums, typename T>
+__device__ __forceinline__ void add_lanes(T* sums, unsigned int width) {
+  for (unsigned int w = width / 2; w > 0; w /= 2) {
+#pragma unroll
+    for (int k = 0; k < kSums; ++k) sums[k] += __shfl_xor_sync(kWholeWarp, sums[k], static_cast<int>(w));
+  }
+}
+
 // The number of the one list of a set.
 constexpr int only_list(unsigned int set) { return set > 1 ? 1 + only_list(set >> 1) : 0; }
 

@@ -8,6 +8,22 @@ namespace {
 // Compiled for the architectures of all the kernels, and nothing but that.
 __global__ void probe_kernel() {}
 
+// The code is that of cudaLaunchKernel, which unlike cudaGetLastError after `<<<>>>` does not mix it with what some
+// earlier call left behind.
+int launch(const void* kernel, int blocks, int threads, int shared_bytes, const void* args, int device, void* stream) {
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return reported(guard.error());
+  if (shared_bytes > kSharedBytes) {
+    // Always the same number: another thread may be about to launch the kernel.
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes);
+    if (error != cudaSuccess) return reported(error);
+  }
+  void* parameters[] = {const_cast<void*>(args)};
+  return reported(cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), parameters, shared_bytes,
+                                   static_cast<cudaStream_t>(stream)));
+}
+
 }  // namespace
 
 const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
@@ -23,14 +39,13 @@ int cuda_multiprocessors(int device, int* count) {
   return reported(cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device));
 }
 
-// The code is that of cudaLaunchKernel, which unlike cudaGetLastError after `<<<>>>` does not mix it with what some
-// earlier call left behind.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream) {
-  const DeviceGuard guard(device);
-  if (guard.error() != cudaSuccess) return reported(guard.error());
-  void* parameters[] = {const_cast<Args*>(&args)};
-  return reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), parameters, 0,
-                                   static_cast<cudaStream_t>(stream)));
+  return launch(reinterpret_cast<const void*>(kernel), blocks, threads, 0, &args, device, stream);
+}
+
+int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const MatrixArgs& args, int device,
+                void* stream) {
+  return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, shared_bytes, &args, device, stream);
 }
 
 }  // namespace fastcurv

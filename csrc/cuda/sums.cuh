@@ -4,16 +4,6 @@
 
 namespace fastcurv {
 
-// Adds up the lanes of every group of `width` neighbours, in halves. All lanes of a group get the sum: addition
-// commutes, so that it has the bits of lane 0.
-template <int kSums>
-__device__ __forceinline__ void add_lanes(double* sums, unsigned int width) {
-  for (unsigned int w = width / 2; w > 0; w /= 2) {
-#pragma unroll
-    for (int k = 0; k < kSums; ++k) sums[k] += __shfl_xor_sync(kWholeWarp, sums[k], static_cast<int>(w));
-  }
-}
-
 template <typename Rule, typename All = typename MakeIndices<Rule::kLists>::type>
 struct Sum;
 

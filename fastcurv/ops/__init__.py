@@ -5,7 +5,8 @@ from fastcurv.ops.lamb import lamb_
 from fastcurv.ops.lars import lars_
 from fastcurv.ops.lookahead import lookahead_
 from fastcurv.ops.nero import nero_
+from fastcurv.ops.orthogonalize import orthogonalize
 from fastcurv.ops.ranger import ranger_
 from fastcurv.ops.sgd import sgd_
 
-__all__ = ["adam_", "lamb_", "lars_", "lookahead_", "nero_", "ranger_", "sgd_"]
+__all__ = ["adam_", "lamb_", "lars_", "lookahead_", "nero_", "orthogonalize", "ranger_", "sgd_"]

@@ -5,7 +5,8 @@
 //
 // Limits. Blocks run one after another, so a block that waits for another one hangs, and what is between a block's work
 // and its ticket (barrier, fences) is not seen to be needed. Atomics do what they say because nothing runs at the same
-// time. Shared memory is static only, and keeps what the last block left in it: run more than one.
+// time. Static shared memory keeps what the last block left in it: run more than one. Dynamic shared memory begins as
+// NaN.
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -19,6 +20,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
+#define FC_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(cuda_host::dynamic_shared.data())
 #define __syncthreads() cuda_host::block().block_barrier(__LINE__)
 #define __syncwarp(...) cuda_host::block().warp_barrier(cuda_host::mask_of(__VA_ARGS__), __LINE__)
 #define __shfl_sync(mask, ...) cuda_host::shuffle(cuda_host::shfl_lane, __LINE__, mask, __VA_ARGS__)
@@ -41,6 +43,10 @@ inline Block& block() {
   static Block* the_one = new Block;  // never destroyed: its stacks may be in use when the process ends
   return *the_one;
 }
+
+// Behind what the block has asked for: where it writes too far.
+constexpr size_t kBorderBytes = 4096;
+inline std::vector<unsigned long long> dynamic_shared;
 
 inline unsigned int mask_of(unsigned int mask = 0xffffffffu) { return mask; }
 
@@ -121,8 +127,8 @@ struct Kernel {
 
 extern const std::vector<Kernel> kernels;
 
-inline std::string launch(const std::string& name, int blocks, int threads, const void* args, size_t args_bytes,
-                          Order order, unsigned int seed) {
+inline std::string launch(const std::string& name, int blocks, int threads, int shared_bytes, const void* args,
+                          size_t args_bytes, Order order, unsigned int seed) {
   const auto found = std::find_if(kernels.begin(), kernels.end(), [&](const Kernel& k) { return name == k.name; });
   if (found == kernels.end()) return name + " is not among the kernels of this library";
   if (args_bytes != found->args_bytes) return name + " takes an argument of another size";
@@ -133,12 +139,18 @@ inline std::string launch(const std::string& name, int blocks, int threads, cons
   if (order == Order::random) std::shuffle(turns.begin(), turns.end(), random);
   gridDim = {static_cast<unsigned int>(blocks), 1, 1};
   blockDim = {static_cast<unsigned int>(threads), 1, 1};
+  constexpr unsigned long long nan = ~0ull;
+  const size_t border = (shared_bytes + sizeof nan - 1) / sizeof nan;
   for (int b : turns) {
+    dynamic_shared.assign(border + kBorderBytes / sizeof nan, nan);
     blockIdx.x = static_cast<unsigned int>(b);
     const std::string error = block().run(
         threads, order, random, [&](int) { found->call(found->kernel, args); },
         [](int thread) { threadIdx.x = static_cast<unsigned int>(thread); });
     if (!error.empty()) return name + ", block " + std::to_string(b) + ": " + error;
+    if (std::any_of(dynamic_shared.begin() + border, dynamic_shared.end(), [](auto word) { return word != nan; })) {
+      return name + ", block " + std::to_string(b) + ": wrote behind its shared memory";
+    }
   }
   return "";
 }
@@ -147,10 +159,11 @@ inline std::string launch(const std::string& name, int blocks, int threads, cons
 
 // Returns null, or what went wrong, in memory that the next call reuses.
 extern "C" __attribute__((visibility("default"))) const char* cuda_host_launch(const char* name, int blocks,
-                                                                               int threads, const void* args,
-                                                                               size_t args_bytes, int order,
-                                                                               unsigned int seed) {
+                                                                               int threads, int shared_bytes,
+                                                                               const void* args, size_t args_bytes,
+                                                                               int order, unsigned int seed) {
   static std::string error;
-  error = cuda_host::launch(name, blocks, threads, args, args_bytes, static_cast<cuda_host::Order>(order), seed);
+  error = cuda_host::launch(name, blocks, threads, shared_bytes, args, args_bytes, static_cast<cuda_host::Order>(order),
+                            seed);
   return error.empty() ? nullptr : error.c_str();
 }

@@ -65,7 +65,7 @@ def library(source: str) -> ctypes.PyDLL:
     loaded.cuda_host_launch.restype = ctypes.c_char_p
     loaded.cuda_host_launch.argtypes = [
         ctypes.c_char_p,
-        *[ctypes.c_int] * 2,
+        *[ctypes.c_int] * 3,
         ctypes.c_char_p,
         ctypes.c_size_t,
         ctypes.c_int,
@@ -80,6 +80,7 @@ def run(
     threads: int,
     args: bytes,
     *,
+    shared: int = 0,
     order: str = "ascending",
     seed: int = 0,
     source: str = "kernels.cpp",
@@ -91,6 +92,7 @@ def run(
         blocks: Grid size.
         threads: Block size.
         args: The bytes of the kernel's one argument.
+        shared: Bytes of dynamic shared memory.
         order: In which the threads of a block take turns, and the blocks follow each other: one of `ORDERS`.
         seed: Of the random order.
         source: The list of kernels.
@@ -98,12 +100,13 @@ def run(
     Raises:
         RuntimeError: If threads wait for each other for ever, or there is no such kernel.
     """
-    error = library(source).cuda_host_launch(name.encode(), blocks, threads, args, len(args), ORDERS.index(order), seed)
+    launch = library(source).cuda_host_launch
+    error = launch(name.encode(), blocks, threads, shared, args, len(args), ORDERS.index(order), seed)
     if error is not None:
         raise RuntimeError(error.decode())
 
 
-Launch = tuple[str, int, int, int, bytes]
+Launch = tuple[str, int, int, int, int, bytes]
 
 
 def launch(plan: list[Launch], *, blocks: int | None = None, order: str = "ascending", seed: int = 0) -> None:
@@ -111,18 +114,18 @@ def launch(plan: list[Launch], *, blocks: int | None = None, order: str = "ascen
 
     Args:
         plan: For each kernel, in order: name, blocks that have something to do, threads, blocks per multiprocessor,
-            bytes of the argument.
+            bytes of dynamic shared memory, bytes of the argument.
         blocks: Grid size; by default that of a GPU with two multiprocessors.
         order: See `run`.
         seed: See `run`.
     """
-    for name, busy, threads, blocks_per_multiprocessor, args in plan:
+    for name, busy, threads, blocks_per_multiprocessor, shared, args in plan:
         grid = max(1, min(busy, 2 * blocks_per_multiprocessor)) if blocks is None else blocks
-        run(name, grid, threads, args, order=order, seed=seed)
+        run(name, grid, threads, args, shared=shared, order=order, seed=seed)
 
 
 def emulated(op: str, *, blocks: int | None = None, order: str = "ascending", seed: int = 0) -> Callable[..., None]:
-    """A function with the signature of `fastcurv._C.<op>_` that runs the op's CUDA kernels in the emulator.
+    """A function with the signature of the op in `fastcurv._C` that runs its CUDA kernels in the emulator.
 
     Args:
         op: Name of the op, such as `adam`.

@@ -2,10 +2,12 @@
 #include "cuda_host.h"
 // The kernels come after the emulator, which defines their vocabulary.
 #include "adam.cuh"
+#include "gram_schmidt.cuh"
 #include "lamb.cuh"
 #include "lars.cuh"
 #include "lookahead.cuh"
 #include "nero.cuh"
+#include "newton_schulz.cuh"
 #include "ranger.cuh"
 #include "sgd.cuh"
 
@@ -16,14 +18,29 @@
 
 #define KERNEL(kernel, rule, param, state, variant) \
   CUDA_HOST_KERNEL(fastcurv::kernel<fastcurv::rule<param, state, variant>>)
+#define MATRIX(kernel, storage) CUDA_HOST_KERNEL(fastcurv::kernel<storage>)
 #define UPDATE(rule, param, state, variant) KERNEL(update_kernel, rule, param, state, variant)
 #define ALL(rule, param, state, variant)                                                                  \
   KERNEL(partials_kernel, rule, param, state, variant), KERNEL(rows_kernel, rule, param, state, variant), \
       UPDATE(rule, param, state, variant)
 
 const std::vector<cuda_host::Kernel> cuda_host::kernels = {
-    FOR_DTYPES(UPDATE, AdamRule, 0), FOR_DTYPES(UPDATE, AdamRule, 1),      FOR_DTYPES(UPDATE, AdamRule, 2),
-    FOR_DTYPES(UPDATE, AdamRule, 3), FOR_DTYPES(UPDATE, AdamRule, 4),      FOR_DTYPES(UPDATE, SgdRule, 0),
-    FOR_DTYPES(UPDATE, SgdRule, 1),  FOR_DTYPES(UPDATE, LookaheadRule, 0), FOR_DTYPES(ALL, RangerRule, 0),
-    FOR_DTYPES(ALL, NeroRule, 0),    FOR_DTYPES(ALL, LarsRule, 0),         FOR_DTYPES(ALL, LambRule, 0),
+    FOR_DTYPES(UPDATE, AdamRule, 0),
+    FOR_DTYPES(UPDATE, AdamRule, 1),
+    FOR_DTYPES(UPDATE, AdamRule, 2),
+    FOR_DTYPES(UPDATE, AdamRule, 3),
+    FOR_DTYPES(UPDATE, AdamRule, 4),
+    FOR_DTYPES(UPDATE, SgdRule, 0),
+    FOR_DTYPES(UPDATE, SgdRule, 1),
+    FOR_DTYPES(UPDATE, LookaheadRule, 0),
+    FOR_DTYPES(ALL, RangerRule, 0),
+    FOR_DTYPES(ALL, NeroRule, 0),
+    FOR_DTYPES(ALL, LarsRule, 0),
+    FOR_DTYPES(ALL, LambRule, 0),
+    MATRIX(newton_schulz_kernel, float),
+    MATRIX(newton_schulz_kernel, double),
+    MATRIX(newton_schulz_kernel, fastcurv::bfloat16),
+    MATRIX(newton_schulz_kernel, fastcurv::float16),
+    MATRIX(gram_schmidt_kernel, float),
+    MATRIX(gram_schmidt_kernel, double),
 };

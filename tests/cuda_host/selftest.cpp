@@ -103,6 +103,19 @@ __global__ void stuck(StuckArgs args) {
   __syncthreads();
 }
 
+struct SharedArgs {
+  double* out;
+  int count;  // doubles that are written
+};
+
+__global__ void use_shared(SharedArgs args) {
+  FC_DYNAMIC_SHARED(double, shared);
+  if (threadIdx.x == 0) args.out[0] = shared[0];
+  for (int i = threadIdx.x; i < args.count; i += blockDim.x) shared[i] = i;
+  __syncthreads();
+  if (threadIdx.x == 0) args.out[1] = shared[args.count - 1];
+}
+
 struct PackArgs {
   const float* in;
   float* out;
@@ -121,5 +134,6 @@ const std::vector<cuda_host::Kernel> cuda_host::kernels = {
     CUDA_HOST_KERNEL(selftest::shuffles),
     CUDA_HOST_KERNEL(selftest::count),
     CUDA_HOST_KERNEL(selftest::stuck),
+    CUDA_HOST_KERNEL(selftest::use_shared),
     CUDA_HOST_KERNEL(selftest::copy_pack),
 };

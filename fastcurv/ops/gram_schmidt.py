@@ -1,0 +1,85 @@
+"""The op `gram_schmidt`: Gram-Schmidt on the rows of each matrix of a list."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcurv import _alloc, _backend
+from fastcurv.ops._matrices import NOT_FINITE, Work, in_groups, lone, wide, widened
+
+# On a GPU, up to this many elements a matrix is done by a block of its own.
+SMALL = 1 << 18
+# On a CPU a thread does a matrix by itself, unless it leaves the cache, or other threads without work.
+CACHED, LONE_ROWS = 1 << 22, 128
+# Of a row this is left, at the least, where a decomposition that knows no zero rows may be trusted with it.
+NEARLY_ZERO = 1e-4
+# Rows of a panel of a matrix that is large on a GPU; and what another projection leaves of a row that was rounding.
+PANEL, ROUNDING = 32, 0.1
+
+
+def gram_schmidt(matrices: list[Tensor], outs: list[Tensor], info: Tensor, *, backend: str | None) -> None:
+    """Chooses and runs an implementation; see `fastcurv.ops.orthogonalize`.
+
+    Args:
+        matrices: Contiguous matrices of one dtype and device, none of them empty.
+        outs: Written: their rows, or columns where there are fewer, made orthonormal one after another.
+        info: Written: an int32 element for each, how many rows count as zero, or -2.
+        backend: A back end by name, or None for the best that can run.
+    """
+    name, implementation = _backend.choose("gram_schmidt", matrices[0].device, backend)
+    small: Work = functools.partial(implementation, floor=0.0)
+    large: Work = small
+    blocked: list[int] = []
+    if name == "cuda":
+        small, large = functools.partial(widened, small), functools.partial(_by_panels, implementation)
+        blocked = [i for i, m in enumerate(matrices) if m.numel() > SMALL]
+    elif name == "cpp":
+        large, most = functools.partial(_by_qr, small), lone(matrices)
+        blocked = [
+            i
+            for i, m in enumerate(matrices)
+            if m.numel() > CACHED or (i == most and min(m.shape) >= LONE_ROWS and torch.get_num_threads() > 1)
+        ]
+    rest = [i for i in range(len(matrices)) if i not in set(blocked)]
+    in_groups(
+        {tuple(indices): work for indices, work in ((rest, small), (blocked, large)) if indices}, matrices, outs, info
+    )
+
+
+def _by_qr(otherwise: Work, matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
+    """By torch's QR decomposition, the same but for signs, unless a row may count as zero."""
+    for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
+        x = wide(matrix).mT
+        q, r = torch.linalg.qr(x if x.dtype in (torch.float32, torch.float64) else x.float())
+        diagonal = r.diagonal()
+        # Of a row less its projections, and of the row; not so where there is a NaN.
+        if (diagonal.abs() > NEARLY_ZERO * torch.linalg.vector_norm(r, dim=0, dtype=torch.float64)).all():
+            wide(out).copy_(q.mT.mul_(diagonal.sign()[:, None]))
+            info[i] = 0
+        else:
+            otherwise([matrix], [out], info[i : i + 1])
+
+
+def _by_panels(implementation: Any, matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
+    """Block Gram-Schmidt: projections on earlier panels are torch's products, the rest is the compiled kernel's."""
+    for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
+        exact = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        x = torch.empty_like(wide(matrix), dtype=exact, memory_format=torch.contiguous_format).copy_(wide(matrix))
+        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+        finite = norms.isfinite().all()
+        x = torch.where(finite & (norms > 0), x / norms, 0.0).to(exact)
+        zero = math.sqrt(x.shape[1]) * (2.0**-53 if exact == torch.float64 else 2.0**-24)
+        found = _alloc.empty(-(-len(x) // PANEL), dtype=torch.int32, device=info.device)
+        for k, panel in enumerate(x.split(PANEL)):
+            before = x[: k * PANEL]
+            for least in (zero, ROUNDING):
+                if k:
+                    panel.addmm_(panel @ before.mT, before, alpha=-1)
+                implementation([panel], [panel], found[k : k + 1], floor=least)
+        wide(out).copy_(x)
+        info[i] = torch.where(finite, found.sum(), NOT_FINITE)

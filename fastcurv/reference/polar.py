@@ -1,0 +1,37 @@
+"""The polar factor of a matrix: the nearest one with orthonormal rows or columns (Tuddenham, 2026, section 5.3.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
+    r"""The polar factor of every matrix; see `fastcurv.ops.orthogonalize`.
+
+    With the thin singular value decomposition :math:`G = U \Sigma V^T`
+
+    .. math:: O = U_r V_r^T,
+
+    where r counts the singular values that do not count as zero: those above
+    :math:`\sqrt{\max(m, n)}\, 2^{-24} \sigma_1` (:math:`2^{-53}` for float64). Computed in float64, rounded once.
+    `info` receives the number of singular values that count as zero, or -2 for a matrix that is not finite, whose
+    result is zero.
+    """
+    for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
+        g = matrix.double()
+        if not g.isfinite().all():
+            out.zero_()
+            info[i] = -2
+            continue
+        u, sigma, vh = torch.linalg.svd(g, full_matrices=False)
+        unit = 2.0**-53 if matrix.dtype == torch.float64 else 2.0**-24
+        kept = sigma > math.sqrt(max(g.shape)) * unit * sigma[0]
+        # Where rows or columns are dead the decomposition leaves rounding.
+        dead_rows, dead_columns = ((g == 0).all(dim=dim) for dim in (1, 0))
+        kept[min(int((~dead_rows).sum()), int((~dead_columns).sum())) :] = False
+        out.copy_((u[:, kept] @ vh[kept]).masked_fill(dead_rows[:, None] | dead_columns, 0))
+        info[i] = (~kept).sum()
