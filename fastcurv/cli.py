@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    from fastcurv._backend import OPS
+    from fastcurv.bench import BENCHMARKS
 
-    parser.add_argument("op", nargs="?", choices=OPS, help="an op; all of them without it")
+    parser.add_argument("op", nargs="?", choices=BENCHMARKS, help="an op; all of them without it")
     parser.add_argument("--case", action="append", metavar="NAME", help="only this case (may be repeated)")
     parser.add_argument("--check", action="store_true", help="say for every row of targets.toml whether it holds")
     parser.add_argument("--peers", action="store_true", help="measure other libraries too, where installed")
@@ -80,8 +80,7 @@ def _info(_: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     import torch
 
-    from fastcurv._backend import OPS
-    from fastcurv.bench import clocks, harness, results, targets
+    from fastcurv.bench import BENCHMARKS, clocks, harness, results, targets
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place = "gpu" if device == "cuda" else "cpu"
@@ -89,7 +88,7 @@ def _bench(options: argparse.Namespace) -> int:
         raise SystemExit("--out keeps complete runs: leave out --quick and --case")
     choice = harness.Options(device, peers=options.peers, compile=options.compile, quick=options.quick)
     start_load = os.getloadavg()[0]  # that after an op would be our own
-    for op in [options.op] if options.op else OPS:
+    for op in [options.op] if options.op else BENCHMARKS:
         cases = importlib.import_module(f"fastcurv.bench.bench_{op}").CASES
         if options.case:
             _known("--case", options.case, [case.name for case in cases])

@@ -154,11 +154,14 @@ class MultiTensorOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            if _library.must_dispatch([param for group in self.param_groups[:1] for param in group["params"][:1]]):
-                self._traced_step()
-            else:
-                self._eager_step()
+            self._step()
         return loss
+
+    def _step(self) -> None:
+        if _library.must_dispatch([param for group in self.param_groups[:1] for param in group["params"][:1]]):
+            self._traced_step()
+        else:
+            self._eager_step()
 
     def _eager_step(self) -> None:
         if not _identical(self.state.values(), self._known_states):

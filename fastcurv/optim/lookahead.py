@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from fastcurv import _alloc, _check
 from fastcurv._chunks import Workspace
 from fastcurv.ops import lookahead_
+from fastcurv.optim._wrapper import OptimizerWrapper
 
 
-class Lookahead(Optimizer):
+class Lookahead(OptimizerWrapper):
     """Lookahead around any optimizer: every k of its steps, slow weights move towards the fast, which restart there.
 
     The slow update is one fused kernel launch, or one parallel region, over all parameters of a device and dtype. Slow
@@ -51,11 +52,9 @@ class Lookahead(Optimizer):
     """
 
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, *, backend: str | None = None) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         _check.option("k", k, "int")
         _check.number("alpha", alpha)
-        self.optimizer, self.backend = optimizer, backend
+        self.backend = backend
         depth, inner = 1, optimizer
         while isinstance(inner, Lookahead):
             depth, inner = depth + 1, inner.optimizer
@@ -63,25 +62,7 @@ class Lookahead(Optimizer):
         self._options = {f"{self._name}_k": k, f"{self._name}_alpha": alpha, f"{self._name}_step": 0}
         # Of parameters whose state is still empty, which many optimizers take for the sign of a first step.
         self._waiting: dict[Tensor, Tensor] = {}
-        self.__setstate__({})
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the wrapped optimizer."""
-        return self.optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        """That of the wrapped optimizer."""
-        return self.optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.optimizer.state = state
+        super().__init__(optimizer)
 
     def _option(self, name: str) -> Any:
         """What all groups agree on; a group that was added, or loaded from elsewhere, takes it from the others."""
@@ -105,7 +86,7 @@ class Lookahead(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the wrapped optimizer."""
-        self.optimizer.add_param_group(param_group)
+        super().add_param_group(param_group)
         self._set_options(self._option("step"))
 
     # What is done here depends on a count that changes each time: torch.compile compiles only what is wrapped.
@@ -131,8 +112,13 @@ class Lookahead(Optimizer):
             # Nobody optimizes whole numbers; masks of infinities may be among what is frozen.
             if (param.requires_grad or param.grad is not None) and (param.is_floating_point() or param.is_complex())
         ]
-        slow = [self._slow(param, f"params[{index}]") for index, param in enumerate(params)]
-        loss = self.optimizer.step(closure)
+        waiting = dict(self._waiting)
+        try:
+            slow = [self._slow(param, f"params[{index}]") for index, param in enumerate(params)]
+            loss = self.optimizer.step(closure)
+        except Exception:
+            self._waiting = waiting
+            raise
         self._set_options(step)
         if step % k == 0:
             with torch.no_grad():
@@ -177,28 +163,7 @@ class Lookahead(Optimizer):
             arguments = {"alpha": self.alpha, "found_inf": None}
             lookahead_.launch(space, space.prepare(lists), self.backend, arguments)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's, in which the slow weights are."""
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = self.optimizer.state_dict()
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        return state_dict
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a checkpoint of this class or of the wrapped one: slow weights then start from the parameters.
-
-        Args:
-            state_dict: As returned by `state_dict()` of either.
-
-        Raises:
-            ValueError: If the checkpoint is of another model; nothing is loaded.
-        """
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state_dict)
-            state_dict = state_dict if changed is None else changed
+    def _load(self, state_dict: dict[str, Any]) -> None:
         slow = self._verified(state_dict)
         self._waiting.clear()
         bare = {
@@ -212,8 +177,6 @@ class Lookahead(Optimizer):
             self.state[param][self._key] = _slow_copy(buffer, param)
         self._set_options(self._option("step"))
         self._spaces.clear()
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
 
     def _verified(self, state_dict: dict[str, Any]) -> dict[Tensor, Tensor]:
         """The slow weights of a checkpoint; raises unless they, and the options, are of this model and in range."""
@@ -236,14 +199,13 @@ class Lookahead(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no workspaces, which hold addresses."""
-        names = ("optimizer", "backend", "_name", "_options", "_waiting")
-        return {name: getattr(self, name) for name in names}
+        names = ("backend", "_name", "_options", "_waiting")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores what was kept, and makes what torch's constructor would make, but for parameter groups."""
-        self.__dict__.update(state)
+        """See `OptimizerWrapper`."""
+        super().__setstate__(state)
         self._spaces: dict[tuple[torch.device, torch.dtype], Workspace] = {}
-        super().__setstate__({"defaults": self.optimizer.defaults})
         self._set_options(self._option("step"))
 
     def __repr__(self) -> str:
