@@ -1,6 +1,7 @@
 """Runs one instance of a kernel a few times and checks what it did: what compute-sanitizer and ncu are given to watch.
 
 `python -m fastcurv.bench.exercise adam/float32/float32/amsgrad --device cuda [--elements N]`
+`python -m fastcurv.bench.exercise newton_schulz/float32/polar --device cuda`
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ STEPS, LR = 7, 0.1
 # are short, not aligned, and longer than a chunk; a convolution.
 SHAPES: tuple[Shape, ...] = ((0,), (1,), (17,), (1024,), (40_003,), (3, 5), (7, 130), (2, 40_003), (4, 3, 3, 3))
 ROW = 10_000
+# Wide, tall and square; one row; more than a launch takes; what is too large for a kernel of one block.
+MATRICES: tuple[Shape, ...] = ((16, 27), (64, 3, 3, 3), (10, 64), (5, 5), (1, 9), (64, 576), *[(7, 9)] * 64, (70, 90))
 
 _Adam, _Ranger = fastcurv.Adam, functools.partial(fastcurv.Ranger, k=2, weight_decay=0.01)
 
@@ -53,9 +56,21 @@ VARIANTS: dict[str, dict[str, tuple[Callable[..., Optimizer], bool]]] = {
 }
 
 
+# The same of the ops on matrices: options of `fastcurv.ops.orthogonalize`.
+MATRIX_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "gram_schmidt": {"rows": {"method": "gram_schmidt"}},
+    "newton_schulz": {"steps": {"method": "newton_schulz"}, "polar": {"method": "polar"}},
+}
+
+
 def instances() -> list[str]:
-    """Every instance of every kernel, as op/parameter dtype/state dtype/variant."""
+    """Every instance of every kernel, as op/parameter dtype/state dtype/variant, or op/dtype/variant."""
     return [
+        f"{op}/{_name(dtype)}/{variant}"
+        for op, variants in MATRIX_VARIANTS.items()
+        for dtype in _check.STATE_DTYPES
+        for variant in variants
+    ] + [
         f"{op}/{_name(param)}/{_name(state)}/{variant}"
         for op, variants in VARIANTS.items()
         for param, states in _check.STATE_DTYPES.items()
@@ -95,7 +110,10 @@ def exercise(instance: str, device: str, shapes: Sequence[Shape], backend: str) 
     Returns:
         What is wrong, or an empty string.
     """
-    op, param, state, variant = instance.split("/")
+    op, param, *state_dtypes, variant = instance.split("/")
+    if op in MATRIX_VARIANTS:
+        return _exercise_matrices(MATRIX_VARIANTS[op][variant], getattr(torch, param), device, backend)
+    (state,) = state_dtypes
     make, _ = VARIANTS[op][variant]
     dtype, state_dtype = getattr(torch, param), getattr(torch, state)
     # Only a choice that is not the default has to be made.
@@ -118,6 +136,20 @@ def exercise(instance: str, device: str, shapes: Sequence[Shape], backend: str) 
             return f"params[{k}] is off by {error:.2g}, {allowed:.2g} allowed"
         if float(watched.state[a].get("step", STEPS)) != STEPS:
             return f"the step count of params[{k}] was not advanced"
+    return ""
+
+
+def _exercise_matrices(options: dict[str, Any], dtype: torch.dtype, device: str, backend: str) -> str:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(shape, generator=generator).to(dtype) for shape in MATRICES]
+    found = fastcurv.ops.orthogonalize([matrix.to(device) for matrix in matrices], backend=backend, **options)
+    expected = fastcurv.ops.orthogonalize(matrices, backend="reference", **options)
+    # Of two ways in float32 each loses what the condition number of a random matrix takes, some hundreds at the most.
+    allowed = max(torch.finfo(dtype).eps, 1e-4 if dtype != torch.float64 else 1e-10)
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        error = float((a.cpu().double() - b.double()).abs().max())
+        if not error <= allowed:
+            return f"matrices[{k}] is off by {error:.2g}, {allowed:.2g} allowed"
     return ""
 
 

@@ -28,9 +28,7 @@ from typing import Any
 
 import torch
 
-from fastcurv import _backend
-
-from . import clocks, exercise, harness, machine, results
+from . import BENCHMARKS, clocks, exercise, harness, machine, results
 from .harness import Case, Options
 
 DONE, FAILED, NO_GPU, UNFINISHED = 0, 1, 2, 3
@@ -321,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastcurv.bench.gpu", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--stage", required=True, choices=("build-test", "sanitize", "bench", "profile"))
     parser.add_argument("--out", required=True, type=Path, help="folder for the stage's file")
-    parser.add_argument("--op", default="adam", choices=_backend.OPS, help="of the stage bench; default: %(default)s")
+    parser.add_argument("--op", default="adam", choices=BENCHMARKS, help="of the stage bench; default: %(default)s")
     parser.add_argument("--root", type=Path, default=Path("."), help="of the checkout; default: here")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to stop after; default: %(default)s")
     options = parser.parse_args(argv)

@@ -60,12 +60,14 @@ class Prepared:
     Attributes:
         call: What is timed.
         kernel: The call of the bare kernel over the same buffers, or None.
-        ceilings: Name, call and bytes moved of what bounds the call from below, over the same buffers.
+        ceilings: Name, call and amount of work of what bounds the call from below.
+        share: What part of its time was an optimizer's, of a call that is more than that; asked for after all calls.
     """
 
     call: Call
     kernel: Call | None = None
     ceilings: Sequence[tuple[str, Call, int]] = ()
+    share: Callable[[], float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Case(ABC):
 
     @abstractmethod
     def size(self, options: Options) -> dict[str, int]:
-        """`tensors`, `elements` and `bytes` that a call has to move."""
+        """`tensors`, `elements`, and the work of a call: the `bytes` it has to move, or its `flops`."""
 
 
 def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, least: int, pace: str = "") -> Rounds:
@@ -180,6 +182,7 @@ class _Measurement:
         _free(self.options.device)
         calls: dict[str, Call] = {}
         alone: dict[str, Call] = {}
+        shares: dict[str, Callable[[], float]] = {}
         rest = [c for c in self.contenders if c not in self.first]
         for contender in [*self.first[::-1], *rest[::-1]] if backwards else [*self.first, *rest]:
             if self.rows[contender.name].note.startswith(DOES_NOT_RUN) or not self._fits(contender):
@@ -187,9 +190,11 @@ class _Measurement:
             prepared = contender.prepare()
             self.rows[contender.name].extra = self.clock.extra(prepared.call)
             calls[contender.name] = self.clock.adopt(prepared.call, self.period)
+            if prepared.share is not None:
+                shares[contender.name] = prepared.share
             if contender.name == self.ours:
                 calls.update({name: call for name, call, _ in prepared.ceilings})
-                self.ceilings = {name: moved for name, _, moved in prepared.ceilings}
+                self.ceilings = {name: amount for name, _, amount in prepared.ceilings}
                 if prepared.kernel is not None:
                     calls["kernel"] = repeated(prepared.kernel, self.period)
                     alone = {"step": repeated(prepared.call, self.period), "kernel": calls["kernel"]}
@@ -204,6 +209,8 @@ class _Measurement:
                 self.alone += self._means(interleave(alone, self.clock, seconds / 6, least))
         finally:
             gc.enable()
+        for name, share in shares.items():
+            self.rows[name].share = share()
 
     def _means(self, rounds: Rounds) -> Rounds:
         """Times of whole periods as their means; ceilings have none."""

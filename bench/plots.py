@@ -165,6 +165,27 @@ def losses(curves: Mapping[str, Sequence[float]], yardsticks: Mapping[str, str],
     return figure
 
 
+def against_plain(grid: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> Figure:
+    """Mean accuracy of orthogonal versions over that of plain ones, a point to a cell.
+
+    Args:
+        grid: Cells with `accuracy`: percentages over seeds by the name of the optimizer.
+        pairs: Names of a plain optimizer and its orthogonal version.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(
+            1, len(pairs), figsize=(4.2 * len(pairs), 4), layout="constrained", squeeze=False
+        )
+        for axes, (plain, orthogonal) in zip(panels[0], pairs, strict=True):
+            means = [[sum(c["accuracy"][n]) / len(c["accuracy"][n]) for n in (plain, orthogonal)] for c in grid]
+            axes.plot([0, 100], [0, 100], "--", color="#555555", linewidth=1, zorder=0)
+            axes.plot([x for x, _ in means], [y for _, y in means], "o", color=OURS)
+            axes.set_xlabel(f"{plain}, test accuracy in %")
+            axes.set_ylabel(f"{orthogonal}, test accuracy in %")
+            axes.set_title("above the line: the orthogonal version is better")
+    return figure
+
+
 def save(figure: Figure, path: Path, *suffixes: str) -> None:
     """Writes a figure once for each suffix, without a date, and closes it.
 

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcurv._backend import OPS
+
 from . import targets
-from .results import Result, load
+from .results import Result, Row, load
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-PLOT = "![Time of an optimizer step relative to that of others](docs/benchmarks.png)"
+PLOT = "![Time of a step or call relative to that of others](docs/benchmarks.png)"
 # Columns of the table of times, in this order.
 COLUMNS = ("ours", "yardstick", "torch", "peer")
 Measured = dict[str, dict[str, tuple[dict[str, Any], list[Result]]]]
@@ -75,7 +77,7 @@ def section(measured: Measured) -> str:
         by_device = measured.get(op, {})
         for about, results in by_device.values():
             place = "the CPU" if about["device"] == "cpu" else "a GPU"
-            machine = machine_line(about)
+            machine = machine_line(about, op)
             # Once, where ops were measured together.
             parts += [f"### `{op}` on {place}", *([machine] if machine not in said else []), *times(about, results)]
             said.append(machine)
@@ -84,14 +86,15 @@ def section(measured: Measured) -> str:
     return "\n\n".join(parts)
 
 
-def machine_line(about: dict[str, Any]) -> str:
-    """What the results were measured on."""
+def machine_line(about: dict[str, Any], op: str) -> str:
+    """What the results of an op are, and what they were measured on."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     if about["device"] == "cuda":
         where = f"{about['gpu']} (processor: {about['processor']}, {about['cores']} cores)"
     else:
         where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, SIMD level {about['simd']}"
-    lines = f"Median time of a whole `opt.step()` in milliseconds. Measured {about['date']} on {where}; {versions}"
+    what = "a whole `opt.step()`" if op in OPS else "a call for the whole list (and of a whole training step)"
+    lines = f"Median time of {what} in milliseconds. Measured {about['date']} on {where}; {versions}"
     return lines + (f"; commit {about['commit']}." if about["commit"] else ".")
 
 
@@ -103,6 +106,8 @@ def times(about: dict[str, Any], results: Sequence[Result]) -> list[str]:
     parts += [f"\\* {remark}." for remark in dict.fromkeys(remarks)]
     parts += dict.fromkeys(f"{row.name} computes {row.computes}." for row in rows if row.computes and row.rounds)
     parts += [f"{row.name} on {r.work} is {row.wrong}." for r in results for row in r.rows if row.wrong and row.rounds]
+    if any(row.share is not None for row in rows):
+        parts.append("In brackets: the part of it that is `opt.step()`.")
     parts += [f"No speed-up is given for {result.work}: {result.unfit}." for result in results if result.unfit]
     parts.append(losing(results))
     if about["device"] == "cpu":
@@ -131,11 +136,16 @@ def _times(baseline: str, results: Sequence[Result]) -> str:
         cells = [result.work, f"{result.size['tensors']:,}", f"{result.size['elements']:,}"]
         for name in columns:
             row = result.row(name)
-            cells.append(f"{row.median:.3g}" + ("*" if row.note else "") if row and row.rounds else "")
+            cells.append(_time(row) if row and row.rounds else "")
         cells.append(f"{100 * best.ceiling:.0f}" if best and best.ceiling and not result.unfit else "")
         cells.append(f"**{best.speedup:.2f}**" if best and best.speedup is not None else "")
         lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def _time(row: Row) -> str:
+    share = "" if row.share is None else f" ({100 * row.share:.1f} %)"
+    return f"{row.median:.3g}" + ("*" if row.note else "") + share
 
 
 def losing(results: Sequence[Result]) -> str:
@@ -182,7 +192,8 @@ def draw(measured: Measured, folder: Path) -> None:
     where = about["gpu"] if about["device"] == "cuda" else f"{about['processor']}, {about['threads']} threads"
     folder.mkdir(parents=True, exist_ok=True)
     figure = plots.relative_times(
-        by_baseline(results), f"One optimizer step, {where}, torch {about['versions']['torch']}"
+        by_baseline(results),
+        f"One optimizer step (or call of `orthogonalize`), {where}, torch {about['versions']['torch']}",
     )
     plots.save(figure, folder / "benchmarks", ".png", ".svg")
 

@@ -40,7 +40,9 @@ class Row:
     """What was measured of one contender, in milliseconds; `rounds` is 0 where it was not measured.
 
     Attributes:
-        ceiling: Bandwidth as a fraction of the ceiling.
+        rate: Amount of work in 1e9 units a second; which units, the result says.
+        ceiling: The same as a fraction of the ceiling.
+        share: The part of its time that is an optimizer's, where the case is of more than that.
         relative: Its time over that of the back end a user gets.
         speedup: Over the baseline; None where none may be given.
         wrong: What is wrong with its results, if anything is.
@@ -55,7 +57,7 @@ class Row:
     p20: float = 0.0
     p80: float = 0.0
     rounds: int = 0
-    gigabytes_per_second: float = 0.0
+    rate: float = 0.0
     ceiling: float | None = None
     relative: float | None = None
     speedup: float | None = None
@@ -63,6 +65,7 @@ class Row:
     note: str = ""
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
     computes: str = ""
+    share: float | None = None
 
 
 @dataclasses.dataclass
@@ -71,7 +74,9 @@ class Result:
 
     Attributes:
         unfit: Why speed-ups and figures are withheld; empty when they are not.
-        ceiling: The highest bandwidth a ceiling reached, in GB/s, and `ceiling_name`, which one.
+        size: `tensors`, `elements`, and the amount of work that has to be done: `bytes` moved, or `flops`; neither
+            where no rate is wanted.
+        ceiling: The highest rate a ceiling reached, and `ceiling_name`, which one.
         overhead: Milliseconds of a step of the first contender outside its bare kernel, the two alternating with
             nothing in between.
         overhead_among_others: The same when the other contenders run in between and take the caches.
@@ -90,6 +95,16 @@ class Result:
     others: float = 0.0
     unfit: str = ""
 
+    @property
+    def amount(self) -> int:
+        """The work of a call, in `unit`."""
+        return self.size.get("flops", self.size.get("bytes", 0))
+
+    @property
+    def unit(self) -> str:
+        """Of the work."""
+        return "FLOP" if "flops" in self.size else "B"
+
     def row(self, name: str) -> Row | None:
         """The row of a contender by name."""
         return next((row for row in self.rows if row.name == name), None)
@@ -105,9 +120,9 @@ def summarise(result: Result, rounds: Rounds, ceilings: Mapping[str, int]) -> Re
     Args:
         result: Of a case, with rows not yet filled in.
         rounds: Times of the contenders, the ceilings and `kernel`.
-        ceilings: Bytes that each ceiling moves.
+        ceilings: The amount of work that each ceiling does.
     """
-    speeds = {name: moved / quantile(samples(rounds, name), 0.5) / 1e9 for name, moved in ceilings.items()}
+    speeds = {name: amount / quantile(samples(rounds, name), 0.5) / 1e9 for name, amount in ceilings.items()}
     if speeds:
         result.ceiling_name, result.ceiling = max(speeds.items(), key=lambda item: item[1])
     ours = result.ours()
@@ -122,9 +137,9 @@ def summarise(result: Result, rounds: Rounds, ceilings: Mapping[str, int]) -> Re
         row.p20, row.median, row.p80 = (1e3 * quantile(times, q) for q in (0.2, 0.5, 0.8))
         row.relative = ratio(rounds, row.name, name_of_ours)
         if not row.note and not row.computes:
-            row.gigabytes_per_second = result.size["bytes"] / row.median / 1e6
+            row.rate = result.amount / row.median / 1e6
             if reached := ratio(rounds, result.ceiling_name, row.name):
-                row.ceiling = reached * result.size["bytes"] / ceilings[result.ceiling_name]
+                row.ceiling = reached * result.amount / ceilings[result.ceiling_name]
         # The baseline is what the others are compared with, however precise it is.
         if base and not (base.note or result.unfit or row.note or (row.wrong and row is not base)):
             row.speedup = ratio(rounds, base.name, row.name)
@@ -134,12 +149,14 @@ def summarise(result: Result, rounds: Rounds, ceilings: Mapping[str, int]) -> Re
 def table(result: Result) -> str:
     """A result as text."""
     size = result.size
-    title = f"{result.work}: {size['tensors']} tensors, {size['elements']:,} parameters, {size['bytes']:,} bytes a step"
-    lines = [title]
+    amount = f", {result.amount:,} {result.unit} a call" if result.amount else ""
+    lines = [f"{result.work}: {size['tensors']} tensors, {size['elements']:,} parameters{amount}"]
     if result.ceiling:
-        lines.append(f"  ceiling {result.ceiling:.1f} GB/s ({result.ceiling_name}, over the same buffers)")
+        lines.append(f"  ceiling {result.ceiling:.1f} G{result.unit}/s ({result.ceiling_name})")
     against = f"x {result.baseline}" if result.baseline else ""
-    lines.append(f"  {'':26}{'median':>10} {'[p20, p80] ms':>20} {'GB/s':>8} {'% ceiling':>10} {against:>14}")
+    lines.append(
+        f"  {'':26}{'median':>10} {'[p20, p80] ms':>20} {f'G{result.unit}/s':>8} {'% ceiling':>10} {against:>14}"
+    )
     for row in result.rows:
         if not row.rounds:
             lines.append(f"  {row.name:26} {row.note}")
@@ -148,8 +165,10 @@ def table(result: Result) -> str:
         percent = f"{100 * row.ceiling:.0f}" if row.ceiling else ""
         speed = f"{row.speedup:.2f}" if row.speedup else ""
         remark = row.wrong or row.note or (f"computes {row.computes}" if row.computes else "")
-        bandwidth = f"{row.gigabytes_per_second:.1f}" if row.gigabytes_per_second else ""
-        figures = f"{row.median:>10.3f} {spread:>20} {bandwidth:>8} {percent:>10} {speed:>14}"
+        if row.share is not None:
+            remark = f"{100 * row.share:.2f} % of it opt.step()  {remark}".rstrip()
+        rate = f"{row.rate:.1f}" if row.rate else ""
+        figures = f"{row.median:>10.3f} {spread:>20} {rate:>8} {percent:>10} {speed:>14}"
         lines.append(f"  {row.name:26}{figures}  {remark}".rstrip())
     ours = result.ours()
     # Below that it is the difference of two long times, and noise.

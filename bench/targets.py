@@ -11,7 +11,7 @@ from typing import Literal
 from .harness import DOES_NOT_RUN
 from .results import Result, Row
 
-Measure = Literal["speedup", "time", "ceiling", "overhead", "launches", "dispatch"]
+Measure = Literal["speedup", "time", "ceiling", "overhead", "launches", "dispatch", "share"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Target:
             return f"{value:.2f} ms"
         if self.measure == "launches":
             return f"{value:.0f} launch" + ("" if value == 1 else "es")
+        if self.measure == "share":
+            return f"{100 * value:.1f} % of a training step"
         other = self.against[0] if len(self.against) == 1 else f"the fastest of {', '.join(self.against)}"
         kind = {"dispatch": "the dispatch time of ", "time": "the time of "}.get(self.measure, "")
         return f"{value:.3g} x {kind}{other}"
@@ -109,6 +111,8 @@ def _figure(target: Target, result: Result) -> float | None:
         return result.overhead
     if target.measure == "launches":
         return ours.extra.get("launches")
+    if target.measure == "share":
+        return ours.share
     others = [row for row in result.rows if row.name in target.against and row.rounds]
     if target.measure == "dispatch":
         if "dispatch" not in ours.extra or any("dispatch" not in row.extra for row in others):

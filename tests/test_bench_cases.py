@@ -1,5 +1,6 @@
 """The cases of every op: their truths, and that everybody who takes part computes what is claimed."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -8,16 +9,16 @@ from torch.nn import Parameter
 
 import fastcurv
 from fastcurv import _backend
-from fastcurv.bench import contenders, models, truths
+from fastcurv.bench import BENCHMARKS, contenders, models, training, truths
 from fastcurv.bench.harness import Options
 
-CASES = {op: importlib.import_module(f"fastcurv.bench.bench_{op}").CASES for op in _backend.OPS}
+CASES = {op: importlib.import_module(f"fastcurv.bench.bench_{op}").CASES for op in BENCHMARKS}
 # One case of each kind: those of one op that differ in shapes alone are verified alike.
 VERIFIED = {
     (op, case.implementations, case.dtype): case
     for op, cases in CASES.items()
     for case in cases
-    if "cpu" in case.devices
+    if "cpu" in case.devices and op in _backend.OPS
 }.values()
 
 
@@ -29,6 +30,32 @@ def test_everybody_computes_what_is_claimed(case):
     for contender in contenders_:
         if contender.name == "fastcurv reference" or (contender.role in ("torch", "peer") and not contender.note):
             assert contender.verify() == "", contender.name
+
+
+@pytest.mark.parametrize("name", ["polar-resnet20", "gram-schmidt-resnet20", "newton-schulz-resnet20"])
+def test_everybody_orthogonalises(name):
+    (case,) = [case for case in CASES["orthogonalize"] if case.name == name]
+    roles = {contender.role: contender for contender in case.contenders(Options())}
+    assert {"reference", "torch"} <= set(roles)
+    for contender in case.contenders(Options()):
+        if contender.name != "fastcurv triton":  # left to the tests of the ops
+            assert contender.verify() == "", contender.name
+    wrong = dataclasses.replace(
+        case.implementations(Options())[0], function=lambda matrices: [m / m.norm() for m in matrices]
+    )
+    assert case.verify(wrong, "cpu").startswith("off by")
+
+
+def test_the_share_of_a_step_is_that_of_the_optimizer(monkeypatch):
+    (case,) = [case for case in CASES["orthogonalize"] if case.name == "step-resnet20-128"]
+    prepared = case.contenders(Options(quick=True))[0].prepare()
+    assert 0 < prepared.share() < 1
+    now = iter([0.0, 3.0, 4.0] * 2)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(now))
+    watch = training._Stopwatch("cpu")
+    for _ in range(2):
+        watch.start(), watch.lap(), watch.lap()
+    assert watch.share() == 0.25
 
 
 @pytest.mark.parametrize("op", CASES)

@@ -77,8 +77,11 @@ def test_what_the_sanitizer_watches_is_right_on_the_cpu(instance, capsys):
     assert capsys.readouterr().out == f"{instance}: right\n"
 
 
+@native
 def test_every_op_and_rule_is_exercised():
     assert set(exercise.VARIANTS) == set(_backend.OPS)
+    with_kernels = {op for op in _backend.MATRIX_OPS if hasattr(_backend.native(), f"{op}_kernel")}
+    assert set(exercise.MATRIX_VARIANTS) == with_kernels
     assert set(adam_rules.RULES) <= set(exercise.VARIANTS["adam"])
     assert all(name in exercise.instances() for name in gpu.PROFILED)
 

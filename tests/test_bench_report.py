@@ -26,7 +26,7 @@ def test_medians_bandwidths_percentages_and_speedups():
     ours, fused = measured.rows[:2]
     assert (ours.median, fused.median, ours.rounds) == (2.0, 3.0, 4)
     assert ours.p20 == pytest.approx(1.6) and ours.p80 == pytest.approx(4.4)
-    assert ours.gigabytes_per_second == pytest.approx(14.0)
+    assert ours.rate == pytest.approx(14.0)
     assert measured.ceiling == pytest.approx(20.0) and ours.ceiling == pytest.approx(0.7)
     assert ours.speedup == pytest.approx(1.5) and fused.speedup == 1.0
 
@@ -68,7 +68,7 @@ def test_every_target_names_a_case_and_what_it_is_compared_with():
         case = next(case for case in module.CASES if case.name == row.case)
         assert {"cpu": "cpu", "gpu": "cuda"}[row.device] in case.devices
         everybody = Options(peers=True, compile=True)
-        names = {implementation.name for implementation in case.implementations(everybody, case.dtype)}
+        names = {contender.name for contender in case.contenders(everybody)}
         assert bool(row.against) == (row.measure in ("speedup", "time", "dispatch"))
         # Those of other libraries that are not installed are not there.
         assert all(name in names or name.startswith(("torch-optimi", "pytorch_optimizer")) for name in row.against)
