@@ -32,6 +32,12 @@ COLOURS = {
     "fastcurv Ranger": "#4aa5a1",
     "eager Ranger": "#a3b18a",
     "torch AdamW": "#8d99ae",
+    "torch.linalg.svd": "#d1495b",
+    "OSGD by torch.linalg.svd": "#d1495b",
+    "torch.linalg.qr": "#d1495b",
+    "torch eigh of the Gram matrix": "#edae49",
+    "torch eager": "#edae49",
+    "torch SGD": "#1b1b1e",
 }
 PEERS = ("#5b8c5a", "#a3b18a", "#7f5539", "#c08497", "#577590")
 MARKERS = {"ours": "o", "reference": "o", "yardstick": "|", "torch": "D", "peer": "s"}

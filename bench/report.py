@@ -145,7 +145,8 @@ def _times(baseline: str, results: Sequence[Result]) -> str:
 
 def _time(row: Row) -> str:
     share = "" if row.share is None else f" ({100 * row.share:.1f} %)"
-    return f"{row.median:.3g}" + ("*" if row.note else "") + share
+    digits = f"{row.median:,.0f}" if row.median >= 1000 else f"{row.median:.3g}"
+    return digits + ("*" if row.note else "") + share
 
 
 def losing(results: Sequence[Result]) -> str:
@@ -193,7 +194,7 @@ def draw(measured: Measured, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure = plots.relative_times(
         by_baseline(results),
-        f"One optimizer step (or call of `orthogonalize`), {where}, torch {about['versions']['torch']}",
+        f"One optimizer step, or call of orthogonalize, {where}, torch {about['versions']['torch']}",
     )
     plots.save(figure, folder / "benchmarks", ".png", ".svg")
 
