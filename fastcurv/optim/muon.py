@@ -141,6 +141,7 @@ class Muon(Optimizer):
         except Exception:
             del self.param_groups[before:]
             raise
+        self._hand_over()
 
     def _add(self, param_group: dict[str, Any]) -> None:
         check_switch(param_group)
@@ -262,11 +263,16 @@ class Muon(Optimizer):
         param.copy_(value)
 
     def _step_adamw(self) -> None:
-        """Lets AdamW do its groups, which are ours: the same dicts, and the same state."""
-        groups = [group for group in self.param_groups if not group[SWITCH]]
-        if groups:
-            self._adamw.param_groups, self._adamw.state = groups, self.state
+        """Lets AdamW do its groups."""
+        if not torch.compiler.is_compiling():  # which cannot follow it, and finds what there was before
+            self._hand_over()
+        if self._adamw.param_groups:
             self._adamw._step()
+
+    def _hand_over(self) -> None:
+        """Gives AdamW its groups, which are ours: the same dicts, and the same state."""
+        self._adamw.param_groups = [group for group in self.param_groups if not group[SWITCH]]
+        self._adamw.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this optimizer; one of `torch.optim.Muon` loads where the groups are the same.
@@ -335,6 +341,7 @@ class Muon(Optimizer):
                         if isinstance(value, Tensor):
                             self.state[param][key] = value.to(param.device, copy=True)
         self._adamw = self._new_adamw()
+        self._hand_over()
 
 
 _Update = tuple[Tensor, Tensor, Tensor]
