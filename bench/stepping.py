@@ -270,11 +270,12 @@ def buffers(optimizer: MultiTensorOptimizer) -> Buffers:
     (group,) = optimizer.param_groups
     op = optimizer._op
     with torch.no_grad():
-        ((bucket, lists, arguments),) = optimizer._prepare(group)
-    device = bucket.params[0].device
+        (call,) = optimizer._prepare(group)
+    space, lists, _, arguments = call.args
+    device = lists[0][0].device
     name, implementation = _backend.choose(op.name, device, optimizer.backend)
     chunk = _backend.CHUNK_ELEMENTS.get(name)
-    table = bucket.space.table(chunk, device, op.rows(arguments)) if chunk else None
+    table = space.table(chunk, device, op.rows(arguments)) if chunk else None
     # The stream ceiling has the mix of the lists that every step touches.
     streamed = [
         (tensors, is_written)

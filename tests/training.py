@@ -23,9 +23,15 @@ OURS = {
     "SGD": (fastcurv.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.1}),
     "LARS": (fastcurv.LARS, {"lr": 0.5, "trust_coefficient": 0.1, "weight_decay": 0.1}),
     "LAMB": (fastcurv.LAMB, {"lr": 0.05}),
+    "OSGD": (fastcurv.OSGD, {"lr": 0.05, "weight_decay": 0.1}),
+    "Muon": (fastcurv.Muon, {"lr": 0.05}),
     "Nero": (fastcurv.Nero, {"lr": 0.05, "beta": 0.9}),
     "Ranger": (fastcurv.Ranger, {"lr": 0.05, "betas": (0.9, 0.99), "k": 3, "weight_decay": 0.1}),
 }
+
+
+# These look at a gradient as a whole, after GradScaler has unscaled it.
+WHOLE = ("OSGD", "Muon")
 
 
 def make(name, params, **options):

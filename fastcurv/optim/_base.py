@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -167,7 +168,7 @@ class MultiTensorOptimizer(Optimizer):
         if not _identical(self.state.values(), self._known_states):
             self._plans.clear()
         self._before = None
-        calls = []
+        calls: list[partial[None]] = []
         try:
             for number, group in enumerate(self.param_groups):
                 try:
@@ -180,10 +181,10 @@ class MultiTensorOptimizer(Optimizer):
             self._restore()
             raise
         self._before = None
-        for bucket, lists, arguments in calls:
-            self._op.launch(bucket.space, lists, self.backend, arguments)
+        for call in calls:
+            call()
 
-    def _prepare(self, group: dict[str, Any]) -> list[tuple[_Bucket, Sequence[list[Tensor]], dict[str, Any]]]:
+    def _prepare(self, group: dict[str, Any]) -> list[partial[None]]:
         """The calls of the op for a group: everything is checked here, and nothing written but state."""
         params = group["params"]
         keys = self._keys(group)
@@ -191,20 +192,19 @@ class MultiTensorOptimizer(Optimizer):
         gathered = plan.gather() if plan and plan.holds(params, keys) else None
         if gathered is None:
             gathered = self._gather_anew(group, params, keys, plan)
-        calls = []
+        calls: list[partial[None]] = []
         for bucket, lists in gathered:
             device = lists[0][0].device
             arguments = self._all_arguments(group, device, bucket.is_first_step)
             # Intervals are for the constructor: a scheduler may leave them by a rounding error.
             self._op.check(arguments, device, intervals=False)
-            calls.append((bucket, lists, arguments))
+            calls.append(partial(self._op.launch, bucket.space, lists, self.backend, arguments))
         return calls
 
     def _gather_anew(
         self, group: dict[str, Any], params: list[Tensor], keys: tuple[str | None, ...], plan: _Plan | None
     ) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
-        if self._before is None:
-            self._before = {param: dict(state) for param, state in self.state.items()}
+        self._keep_state()
         grads: list[Any] = [p.grad for p in params]
         known = {(bucket.is_first_step, *bucket.indices): bucket.space for bucket in plan.buckets} if plan else {}
         buckets = self._buckets(params, grads, keys, self._first_step_differs(group), known)
@@ -242,6 +242,11 @@ class MultiTensorOptimizer(Optimizer):
             for (_, _, first), indices in members.items()
         ]
 
+    def _keep_state(self) -> None:
+        """Must come before whatever changes the state of a step that may still fail."""
+        if self._before is None:
+            self._before = {param: dict(state) for param, state in self.state.items()}
+
     def _restore(self) -> None:
         """Undoes what preparing a step has made of the state."""
         if self._before is not None:
@@ -259,20 +264,24 @@ class MultiTensorOptimizer(Optimizer):
 
     def _traced_step(self) -> None:
         for group in self.param_groups:
-            keys = self._keys(group)
-            members: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
-            for param in group["params"]:
-                if param.grad is not None:
-                    first = self._first_step_differs(group) and not self._started(param, keys)
-                    members.setdefault((param.device, param.dtype, first), []).append(param)
-            for (device, _, first), params in members.items():
-                for param in params:
-                    if not self._started(param, keys):
-                        self._initialise(param, keys)
-                states = [self.state[param] for param in params]
-                lists: list[Any] = [params, [param.grad for param in params]]
-                lists += [[state[key] for state in states] if key else [] for key in keys]
-                self._op.dispatch(lists, self.backend, self._all_arguments(group, device, first))
+            self._trace(group)
+
+    def _trace(self, group: dict[str, Any]) -> None:
+        """The step of a group in ops that torch.compile can see, unchecked."""
+        keys = self._keys(group)
+        members: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
+        for param in group["params"]:
+            if param.grad is not None:
+                first = self._first_step_differs(group) and not self._started(param, keys)
+                members.setdefault((param.device, param.dtype, first), []).append(param)
+        for (device, _, first), params in members.items():
+            for param in params:
+                if not self._started(param, keys):
+                    self._initialise(param, keys)
+            states = [self.state[param] for param in params]
+            lists: list[Any] = [params, [param.grad for param in params]]
+            lists += [[state[key] for state in states] if key else [] for key in keys]
+            self._op.dispatch(lists, self.backend, self._all_arguments(group, device, first))
 
     def _all_arguments(self, group: dict[str, Any], device: torch.device, is_first_step: bool) -> dict[str, Any]:
         """`_arguments`, and GradScaler's scale and overflow flag, which it sets as attributes, where the kernel is."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcurv import _check
+from fastcurv import _check, _library
 from fastcurv.ops.orthogonalize import orthogonalize
 
 NORMALIZATIONS = (None, "layer", "component")
@@ -28,10 +28,10 @@ class Orthogonalisation:
             by its norm, `component` each of its rows by the row's.
         max_norm: Norm of all gradients together to which they are clipped, after orthogonalisation; None: they are
             not.
-        options: Those of `fastcurv.ops.orthogonalize`.
+        **options: Those of `fastcurv.ops.orthogonalize`.
     """
 
-    def __init__(self, normalize: str | None, max_norm: float | None, options: dict[str, Any]) -> None:
+    def __init__(self, normalize: str | None, max_norm: float | None, **options: Any) -> None:
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"normalize: expected 'layer', 'component' or None, got {normalize!r}")
         if max_norm is not None:
@@ -113,7 +113,7 @@ class Reports:
             info: One int32 element for each.
             labels: What messages call them.
         """
-        if torch.compiler.is_compiling():  # a warning is no part of a graph
+        if _library.must_dispatch([info]):  # a warning is no part of a graph, and fake tensors say nothing
             return
         if info.device.type != "cuda":
             self._kept.append((info, labels, None))
@@ -136,7 +136,7 @@ class Reports:
             failed = [label for label, code in zip(labels, info.tolist(), strict=True) if code < 0]
             if failed:
                 warnings.warn(
-                    f"the gradient of {', '.join(failed)} held NaN or infinity in an earlier step; it counted as zero "
+                    f"{', '.join(failed)} held NaN or infinity in an earlier step; it counted as zero "
                     "there. Look for a loss that overflows (GradScaler skips such steps), or a learning rate that is "
                     "too large",
                     stacklevel=2,
@@ -158,7 +158,7 @@ def keep_switches(before: list[dict[str, Any]], loaded: list[dict[str, Any]]) ->
 
 def named(message: str, labels: list[str]) -> str:
     """A message of `orthogonalize` that calls matrices gradients of layers."""
-    return re.sub(r"matrices\[(\d+)\]", lambda found: f"the gradient of {labels[int(found[1])]}", message)
+    return re.sub(r"matrices\[(\d+)\]", lambda found: labels[int(found[1])], message)
 
 
 def _grad(param: Tensor) -> Tensor:
@@ -167,10 +167,10 @@ def _grad(param: Tensor) -> Tensor:
 
 
 def label(number: int, index: int, group: dict[str, Any]) -> str:
-    """How messages call a parameter: by its name, where the optimizer was given names."""
+    """How messages call a gradient: by the name of its parameter, where the optimizer was given names."""
     if "param_names" in group:
-        return repr(group["param_names"][index])
-    return f"group {number}, params[{index}] {tuple(group['params'][index].shape)}"
+        return f"the gradient of {group['param_names'][index]!r}"
+    return f"parameter group {number}: grads[{index}]"
 
 
 def _normalised(grad: Tensor, how: str) -> Tensor:

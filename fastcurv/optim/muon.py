@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from fastcurv import _check
 from fastcurv.ops.newton_schulz import Coefficients
 from fastcurv.ops.orthogonalize import orthogonalize
 from fastcurv.optim._gradients import SWITCH, Reports, check_switch, keep_switches, label
-from fastcurv.optim.adam import AdamW, Betas
+from fastcurv.optim.adam import Betas, _AdamFamily
 
 # How the learning rate grows with the shape (rows, columns) of a matrix.
 ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
@@ -26,7 +26,7 @@ ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
 }
 
 
-class Muon(Optimizer):
+class Muon(_AdamFamily):
     """Muon: momentum, then its orthogonalisation by Newton-Schulz steps, then decoupled weight decay and the update.
 
     Groups whose `orthogonal` is True are Muon's; the others, and tensors of fewer than two dimensions, are AdamW's, in
@@ -56,6 +56,7 @@ class Muon(Optimizer):
         adamw_eps: Its eps, which its groups call `eps`.
         maximize: Whether to ascend.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
+        state_dtype: torch.bfloat16 keeps momentum and moments of float32 parameters in bfloat16; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
@@ -72,11 +73,15 @@ class Muon(Optimizer):
         (['momentum_buffer'], ['exp_avg', 'exp_avg_sq', 'step'])
     """
 
+    _rule = "adam"
+    # An orthogonalised momentum has lost the scale: GradScaler has to take it off before.
+    _step_supports_amp_scaling = False
+
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        weight_decay: float = 0.1,
+        weight_decay: float | Tensor = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_coefficients: str | Coefficients | tuple[float, float, float] = "muon",
@@ -91,14 +96,13 @@ class Muon(Optimizer):
         adamw_eps: float = 1e-8,
         maximize: bool = False,
         backend: str | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         self._orthogonalize: dict[str, Any] = {"method": method, "dtype": dtype, "backend": backend}
         # What AdamW's groups say where they say nothing else.
         self._adamw_defaults: dict[str, Any] = {"eps": adamw_eps}
         if adamw_lr is not None:
             self._adamw_defaults["lr"] = adamw_lr
-        self.backend = backend
-        self._adamw = self._new_adamw()
         self._reports = Reports()
         defaults = {
             "lr": lr,
@@ -113,16 +117,12 @@ class Muon(Optimizer):
             SWITCH: None,
             # Of AdamW's part.
             "betas": adamw_betas,
-            "amsgrad": False,
             "decoupled_weight_decay": True,
         }
-        for switch in (True, False):  # also where there are no groups of the kind
-            self._check(defaults | {SWITCH: switch} | ({} if switch else self._adamw_defaults))
-        super().__init__(params, defaults)
-
-    def _new_adamw(self) -> AdamW:
-        """What steps the groups that are not orthogonalised, once they are handed to it."""
-        return AdamW([torch.nn.Parameter(torch.empty(0))], backend=self.backend)
+        # Also where there are no groups of the kind.
+        self._check_matrices(defaults)
+        self._op.check(self._arguments(defaults | self._adamw_defaults))
+        super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, or, where it does not say whether it is orthogonalised, the two that its parameters make."""
@@ -141,14 +141,14 @@ class Muon(Optimizer):
         except Exception:
             del self.param_groups[before:]
             raise
-        self._hand_over()
 
     def _add(self, param_group: dict[str, Any]) -> None:
         check_switch(param_group)
-        if not param_group[SWITCH]:
+        if param_group[SWITCH]:
+            self._check_matrices({**self.defaults, **param_group})
+        else:
             for name, value in self._adamw_defaults.items():
                 param_group.setdefault(name, value)
-        self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
         flat = [i for i, p in enumerate(params) if not is_lazy(p) and p.dim() < 2] if param_group[SWITCH] else []
@@ -158,14 +158,13 @@ class Muon(Optimizer):
                 f"{tuple(params[flat[0]].shape)}; give it to a group with orthogonal=False, which AdamW updates"
             )
 
-    def _check(self, group: dict[str, Any], intervals: bool = True) -> None:
-        """Raises unless the options of a group are what its part of the step can honour."""
-        if not group[SWITCH]:
-            self._adamw._op.check(self._adamw._arguments(group), intervals=intervals)
-            return
+    def _check_matrices(self, group: dict[str, Any], device: torch.device | None = None) -> None:
+        """Raises unless the options of a group of Muon's can be honoured; on a device, in a step."""
         for name in ("lr", "weight_decay", "momentum", "eps"):
-            _check.number(name, group[name], intervals)
-        if intervals and not isinstance(group["momentum"], Tensor) and not group["momentum"] < 1:
+            _check.number(name, group[name], device is None)
+            if device and isinstance(group[name], Tensor):
+                _check.scalar_device(name, group[name], device)
+        if device is None and not isinstance(group["momentum"], Tensor) and not group["momentum"] < 1:
             raise ValueError(f"momentum: expected a value in [0, 1), got {group['momentum']}")
         for name in ("nesterov", "maximize"):
             _check.option(name, group[name], "bool")
@@ -186,165 +185,87 @@ class Muon(Optimizer):
         ours = {"coefficients": coefficients, "steps": group["ns_steps"], "eps": group["eps"]}
         return self._orthogonalize | ours
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step of both parts.
+    def _keys(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ("momentum_buffer",) if group[SWITCH] else super()._keys(group)
 
-        Args:
-            closure: Evaluates the model and returns the loss; called first, with gradients enabled.
+    def _kind(self, key: str) -> str:
+        return "state" if key == "momentum_buffer" else super()._kind(key)
 
-        Returns:
-            What the closure returned, or None.
+    def _step(self) -> None:
+        self._reports.warn()
+        super()._step()
 
-        Raises:
-            TypeError, ValueError: On a bad parameter or gradient, before anything is written.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            self._reports.warn()
-            updates = []
-            for number, group in enumerate(self.param_groups):
-                if group[SWITCH]:
-                    try:
-                        updates += self._updates(number, group)
-                    except (TypeError, ValueError) as error:
-                        raise type(error)(f"parameter group {number}: {error}") from error
-            self._step_adamw()
-            for update in updates:
-                self._apply(*update)
-        return loss
+    def _prepare(self, group: dict[str, Any]) -> list[partial[None]]:
+        return self._updates(group) if group[SWITCH] else super()._prepare(group)
 
-    def _updates(self, number: int, group: dict[str, Any]) -> list[_Update]:
-        """What a step is going to do to the parameters of a group; nothing is written yet."""
-        self._check(group, intervals=False)
-        adjust = ADJUSTMENTS[group["adjust_lr_fn"] or "original"]
+    def _trace(self, group: dict[str, Any]) -> None:
+        if not group[SWITCH]:
+            super()._trace(group)
+            return
+        for update in self._updates(group):
+            update()
+
+    def _updates(self, group: dict[str, Any]) -> list[partial[None]]:
+        """What a step does to the parameters of a group of Muon's; nothing is written yet but state that is new."""
         members: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for index, param in enumerate(group["params"]):
             if param.grad is not None:
                 members.setdefault((param.device, param.dtype), []).append(index)
-        updates: list[_Update] = []
+        self._keep_state()
+        updates: list[partial[None]] = []
+        number = next(i for i, other in enumerate(self.param_groups) if other is group)
         for (device, _), indices in members.items():
+            self._check_matrices(group, device)
             params = [group["params"][i] for i in indices]
             _check.parameters(params, [p.grad for p in params], indices)
-            before = [self._momentum(param) for param in params]
-            grads = [param.grad.to(buffer.dtype) for param, buffer in zip(params, before, strict=True)]
-            if group["maximize"]:
-                grads = list(torch._foreach_neg(grads))
-            after = list(torch._foreach_lerp(before, grads, 1 - group["momentum"]))
-            ahead = list(torch._foreach_lerp(grads, after, group["momentum"])) if group["nesterov"] else after
-            info = torch.zeros(len(params), dtype=torch.int32, device=device)
-            directions = orthogonalize(ahead, info=info, **self._options(group))
+            for index, param in zip(indices, params, strict=True):
+                self._normalise(param, self._keys(group), index)
+            momenta, directions, info = self._directions(params, group)
             self._reports.add(info, [label(number, index, group) for index in indices])
-            for i, param in enumerate(params):
-                # A layer that is not finite keeps its momentum as it was.
-                momentum = torch.where(info[i] < 0, before[i], after[i])
-                rate = group["lr"] * adjust(len(param), max(1, param[:1].numel()))
-                # In the dtype of the arithmetic, rounded once.
-                decayed = param.to(directions[i].dtype) * (1 - group["lr"] * group["weight_decay"])
-                updates.append((param, momentum, decayed - rate * directions[i]))
+            rows = zip(params, momenta, directions, info, strict=True)
+            updates += [partial(self._update, group, *row) for row in rows]
         return updates
 
-    def _momentum(self, param: Tensor) -> Tensor:
-        found = self.state.get(param, {}).get("momentum_buffer")
-        _, dtype = _check.template("exact", param, param.dtype)
-        if found is None:
-            return torch.zeros_like(param, dtype=dtype)
-        return found.to(param.device, dtype)  # type: ignore[no-any-return]
+    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The next momenta of some parameters, their orthogonalised versions, and what `info` said of them."""
+        _, dtype = _check.template("exact", params[0], params[0].dtype)
+        momentum: Any = _exact(group["momentum"])
+        before = [self.state[param]["momentum_buffer"].to(dtype) for param in params]
+        grads = [param.grad.to(dtype) for param in params if param.grad is not None]
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        after = list(torch._foreach_lerp(before, grads, 1 - momentum))
+        ahead = list(torch._foreach_lerp(grads, after, momentum)) if group["nesterov"] else after
+        info = torch.zeros(len(params), dtype=torch.int32, device=params[0].device)
+        return after, orthogonalize(ahead, info=info, **self._options(group)), info
 
-    def _apply(self, param: Tensor, momentum: Tensor, value: Tensor) -> None:
-        kept = self.state[param].setdefault("momentum_buffer", momentum)
-        if kept is not momentum:
-            if (kept.dtype, kept.device) == (momentum.dtype, momentum.device):
-                kept.copy_(momentum)
-            else:
-                self.state[param]["momentum_buffer"] = momentum
-        param.copy_(value)
-
-    def _step_adamw(self) -> None:
-        """Lets AdamW do its groups."""
-        if not torch.compiler.is_compiling():  # which cannot follow it, and finds what there was before
-            self._hand_over()
-        if self._adamw.param_groups:
-            self._adamw._step()
-
-    def _hand_over(self) -> None:
-        """Gives AdamW its groups, which are ours: the same dicts, and the same state."""
-        self._adamw.param_groups = [group for group in self.param_groups if not group[SWITCH]]
-        self._adamw.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a checkpoint of this optimizer; one of `torch.optim.Muon` loads where the groups are the same.
-
-        Args:
-            state_dict: As returned by `state_dict()`.
-
-        Raises:
-            ValueError: If the checkpoint is of another model or optimizer; nothing is loaded.
-        """
-
-        def remember(_: Optimizer, final: dict[str, Any]) -> None:
-            self._verify(final)
-            self._given = final
-
-        # Registered last, so that it sees what the user's own hooks made of the dict.
-        handle = self.register_load_state_dict_pre_hook(remember)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self.__dict__.pop("_given", None)
-
-    def _verify(self, state_dict: dict[str, Any]) -> None:
-        for number, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            switch = saved.get(SWITCH, group[SWITCH])
-            for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
-                where = f"param_groups[{number}]['params'][{index}]"
-                state = {name: value for name, value in state_dict["state"].get(key, {}).items() if value is not None}
-                if not state:
-                    continue
-                if not switch:
-                    self._adamw._verify(state, param, self._adamw._keys({**group, **saved}), where)
-                elif "momentum_buffer" not in state:
-                    raise ValueError(
-                        f"state of {where}: expected a key 'momentum_buffer', found {sorted(map(str, state))}; this is "
-                        "the state of another optimizer"
-                    )
-                elif state["momentum_buffer"].shape != param.shape:
-                    raise ValueError(
-                        f"state of {where}: expected 'momentum_buffer' of shape {tuple(param.shape)}, got "
-                        f"{tuple(state['momentum_buffer'].shape)}; this is the state of another model"
-                    )
-                elif state["momentum_buffer"].layout is not torch.strided:
-                    found = state["momentum_buffer"].layout
-                    raise ValueError(f"state of {where}: expected a dense 'momentum_buffer', got layout {found}")
+    def _update(self, group: dict[str, Any], param: Tensor, momentum: Tensor, direction: Tensor, info: Tensor) -> None:
+        buffer = self.state[param]["momentum_buffer"]
+        # A layer that is not finite keeps its momentum as it was.
+        buffer.copy_(torch.where(info < 0, buffer, momentum))
+        adjust = ADJUSTMENTS[group["adjust_lr_fn"] or "original"]
+        lr = _exact(group["lr"])
+        rate = lr * adjust(len(param), max(1, param[:1].numel()))
+        # In the dtype of the arithmetic, rounded once.
+        param.copy_(param.to(direction.dtype) * (1 - lr * _exact(group["weight_decay"])) - rate * direction)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        own = ("backend", "_orthogonalize", "_adamw_defaults", "_reports")
+        own = ("_orthogonalize", "_adamw_defaults", "_reports")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores an optimizer; also the end of torch's `load_state_dict`. Older checkpoints may lack options."""
         keep_switches(self.__dict__.get("param_groups", []), state.get("param_groups", []))
+        for group in state.get("param_groups", []):
+            for name, value in ({**self.__dict__, **state}["_adamw_defaults"] if not group[SWITCH] else {}).items():
+                group.setdefault(name, value)
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                if name != SWITCH:
-                    group.setdefault(name, value)
-        if given := self.__dict__.get("_given"):
-            # torch's loader has rounded state to the dtype of its parameter.
-            for group, saved in zip(self.param_groups, given["param_groups"], strict=True):
-                for param, number in zip(group["params"], saved["params"], strict=True):
-                    for key, value in given["state"].get(number, {}).items():
-                        if isinstance(value, Tensor):
-                            self.state[param][key] = value.to(param.device, copy=True)
-        self._adamw = self._new_adamw()
-        self._hand_over()
 
 
-_Update = tuple[Tensor, Tensor, Tensor]
+def _exact(number: float | Tensor) -> float | Tensor:
+    """A hyper-parameter as a number of float64, so that products with it are not rounded before."""
+    return number.double().reshape(()) if isinstance(number, Tensor) else number
 
 
 def _is_matrix(param: Any) -> bool:

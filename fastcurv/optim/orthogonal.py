@@ -134,15 +134,16 @@ class Orthogonal(OptimizerWrapper):
         max_norm: float | None = None,
         backend: str | None = None,
     ) -> None:
-        options = {
-            "method": method,
-            "rank_policy": rank_policy,
-            "coefficients": coefficients,
-            "steps": steps,
-            "dtype": dtype,
-            "backend": backend,
-        }
-        self._orthogonalisation = Orthogonalisation(normalize, max_norm, options)
+        self._orthogonalisation = Orthogonalisation(
+            normalize,
+            max_norm,
+            method=method,
+            rank_policy=rank_policy,
+            coefficients=coefficients,
+            steps=steps,
+            dtype=dtype,
+            backend=backend,
+        )
         super().__init__(optimizer)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

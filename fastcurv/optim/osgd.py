@@ -84,15 +84,16 @@ class OSGD(SGD):
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        options = {
-            "method": method,
-            "rank_policy": rank_policy,
-            "coefficients": coefficients,
-            "steps": steps,
-            "dtype": dtype,
-            "backend": backend,
-        }
-        self._orthogonalisation = Orthogonalisation(normalize, max_norm, options)
+        self._orthogonalisation = Orthogonalisation(
+            normalize,
+            max_norm,
+            method=method,
+            rank_policy=rank_policy,
+            coefficients=coefficients,
+            steps=steps,
+            dtype=dtype,
+            backend=backend,
+        )
         self._orthogonal = orthogonal
         super().__init__(
             params,
