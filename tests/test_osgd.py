@@ -309,9 +309,10 @@ def test_constructors(options, match):
         fastcurv.Orthogonal("sgd")
 
 
-def test_a_bad_gradient_is_named_and_nothing_is_written():
+@pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}, {"normalize": "layer"}])
+def test_a_bad_gradient_is_named_and_nothing_is_written(options):
     p, q = (nn.Parameter(torch.ones(3, 3)) for _ in range(2))
-    optimizer = fastcurv.OSGD([("first", p), ("second", q)], lr=0.1)
+    optimizer = fastcurv.OSGD([("first", p), ("second", q)], lr=0.1, **options)
     p.grad, q.grad = torch.ones(3, 3), torch.ones(3, 3).to_sparse()
     with pytest.raises(ValueError, match="the gradient of 'second': expected a dense tensor, got layout"):
         optimizer.step()
@@ -386,17 +387,15 @@ def test_a_switch_that_is_none():
         fastcurv.OSGD([{"params": [nn.Parameter(torch.zeros(2, 2))], "orthogonal": "x"}])
 
 
+@pytest.mark.parametrize("option", [{"method": "gram_schmidt"}, {"max_norm": 1.0}, {"steps": 3}])
+def test_a_group_with_an_option_of_all_groups(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name}: expected as an argument of the optimizer, for all its groups"):
+        fastcurv.OSGD([{"params": [nn.Parameter(torch.zeros(2, 2))], **option}])
+
+
 def test_gradients_that_are_negated_views():
     grad = torch.randn(4, 6, device=DEVICE)
     for method in ("polar", "gram_schmidt", "newton_schulz"):
         (found,), (expected,) = (fastcurv.ops.orthogonalize([g], method=method) for g in (torch._neg_view(grad), -grad))
         assert torch.equal(found, expected)
-
-
-def test_gradients_of_zeros_that_have_no_memory():
-    p = nn.Parameter(torch.ones(4, 3))
-    optimizer = fastcurv.OSGD([p], lr=0.1)
-    for grad in (torch.eye(4, 3), torch._efficientzerotensor(4, 3)):
-        p.grad = grad
-        optimizer.step()
-    torch.testing.assert_close(p.detach(), torch.ones(4, 3) - 0.19 * torch.eye(4, 3))

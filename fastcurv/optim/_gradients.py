@@ -48,29 +48,35 @@ class Orthogonalisation:
             groups: Parameter groups; a group whose `orthogonal` is False keeps its gradients.
         """
         self._reports.warn()
-        labelled = [
-            (param, label(number, index, group))
+        labelled = {
+            param: label(number, index, group)
             for number, group in enumerate(groups)
-            if group.get(SWITCH, True)
             for index, param in enumerate(group["params"])
-            if param.grad is not None and param.dim() > 1
+            if param.grad is not None
+        }
+        matrices = [
+            (param, labelled[param])
+            for group in groups
+            if group.get(SWITCH, True)
+            for param in group["params"]
+            if param in labelled and param.dim() > 1
         ]
-        everything = [p for group in groups for p in group["params"] if p.grad is not None]
-        before = [param.grad for param in everything]
+        before = [param.grad for param in labelled]
         try:
             with torch.no_grad():
-                for param, grad in self._replaced(labelled):
+                for param, grad in self._replaced(matrices):
                     param.grad = grad
-                if self.max_norm is not None and everything:
-                    self._clip(everything, self.max_norm)
+                if self.max_norm is not None:
+                    self._clip(labelled, self.max_norm)
             yield
         finally:
-            for param, grad in zip(everything, before, strict=True):
+            for param, grad in zip(labelled, before, strict=True):
                 param.grad = grad
 
     def _replaced(self, labelled: list[tuple[Tensor, str]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.normalize:
             for param, name in labelled:
+                _check.dense_tensor(_grad(param), name)
                 self._reports.add(torch.where(_grad(param).isfinite().all(), 0, -2)[None], [name])
                 yield param, _normalised(_grad(param), self.normalize)
             return
@@ -86,13 +92,17 @@ class Orthogonalisation:
             self._reports.add(info, [name for _, name in found])
             yield from zip([param for param, _ in found], results, strict=True)
 
-    def _clip(self, params: list[Tensor], max_norm: float) -> None:
-        grads = [param.grad for param in params if param.grad is not None]
+    def _clip(self, labelled: dict[Tensor, str], max_norm: float) -> None:
+        grads = [_grad(param) for param in labelled]
+        for grad, name in zip(grads, labelled.values(), strict=True):
+            _check.dense_tensor(grad, name)
+        if not grads:
+            return
         norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64).to(grads[0].device) for g in grads])
         # What is not finite is no reason to stop all others.
         norm = torch.linalg.vector_norm(torch.where(norms.isfinite(), norms, 0.0))
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for param, grad in zip(params, grads, strict=True):
+        for param, grad in zip(labelled, grads, strict=True):
             param.grad = (grad * factor.to(grad.device)).to(grad.dtype)
 
 
@@ -141,6 +151,16 @@ class Reports:
                     "too large",
                     stacklevel=2,
                 )
+
+
+def check_options(group: dict[str, Any], shared: Orthogonalisation) -> None:
+    """Raises if a group has options of its own where all groups share them."""
+    for name in ("normalize", "max_norm", *shared.options):
+        if name in group:
+            raise ValueError(
+                f"{name}: expected as an argument of the optimizer, for all its groups, got it in one group; make "
+                "another optimizer for the parameters of this group"
+            )
 
 
 def check_switch(group: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcurv.ops.newton_schulz import Coefficients
-from fastcurv.optim._gradients import SWITCH, Orthogonalisation, check_switch, keep_switches
+from fastcurv.optim._gradients import SWITCH, Orthogonalisation, check_options, check_switch, keep_switches
 from fastcurv.optim.sgd import SGD
 
 
@@ -111,6 +111,7 @@ class OSGD(SGD):
         """Adds a group; its `orthogonal` says whether its matrices are orthogonalised."""
         param_group.setdefault(SWITCH, self._orthogonal)
         check_switch(param_group)
+        check_options(param_group, self._orthogonalisation)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
