@@ -139,6 +139,32 @@ def test_by_panels(shape, scale, generator):
         assert (outs[0] - plain).abs().max() <= 1e-2  # of a condition of 1000
 
 
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="needs fastcurv._C")
+@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1.0), (torch.float64, 1e200), (torch.float64, 1e-200)])
+def test_panels_of_a_ragged_list(dtype, scale, generator):
+    """Rows of each come in order, and each matrix is what it is by itself."""
+    shapes = [(7, 40), (2 * PANEL, 90), (3 * PANEL + 5, 300), (90, 2 * PANEL), (2 * PANEL, 90), (40, 300)]
+    plain = [logarithmic(shape, 1, generator, dtype) for shape in shapes]
+    matrices = [matrix * scale for matrix in plain]
+    calls = []
+
+    def counted(ins, outs, info, *, floor):
+        calls.append(len(ins))
+        _backend.native().gram_schmidt(ins, outs, info, floor=floor)
+
+    outs = [torch.full_like(m, torch.nan) for m in matrices]
+    info = torch.full((len(shapes),), 99, dtype=torch.int32)
+    _by_panels(counted, matrices, outs, info)
+    assert not info.any() and calls == [6, 6, 5, 5, 1, 1, 1, 1]
+    for matrix, given, out in zip(plain, matrices, outs, strict=True):
+        truth, pivots = truth_of(matrix)
+        lost = (wide(matrix).double().norm(dim=1) / pivots).max() * min(matrix.shape)
+        assert (out.double() - truth).abs().max() <= 8 * UNIT[dtype] * lost
+        alone = torch.empty_like(out)
+        _by_panels(counted, [given], [alone], info[:1])
+        torch.testing.assert_close(alone, out, rtol=0, atol=8 * UNIT[dtype] * lost.item())
+
+
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("policy", ["isometry", "complete"])

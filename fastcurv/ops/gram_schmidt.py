@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcurv import _alloc, _backend
+from fastcurv import _backend
 from fastcurv.ops._matrices import NOT_FINITE, Work, in_groups, lone, wide, widened
 
 # On a GPU, up to this many elements a matrix is done by a block of its own.
@@ -66,20 +66,44 @@ def _by_qr(otherwise: Work, matrices: list[Tensor], outs: list[Tensor], info: Te
 
 
 def _by_panels(implementation: Any, matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
-    """Block Gram-Schmidt: projections on earlier panels are torch's products, the rest is the compiled kernel's."""
-    for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
-        exact = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-        x = torch.empty_like(wide(matrix), dtype=exact, memory_format=torch.contiguous_format).copy_(wide(matrix))
-        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-        finite = norms.isfinite().all()
-        x = torch.where(finite & (norms > 0), x / norms, 0.0).to(exact)
-        zero = math.sqrt(x.shape[1]) * (2.0**-53 if exact == torch.float64 else 2.0**-24)
-        found = _alloc.empty(-(-len(x) // PANEL), dtype=torch.int32, device=info.device)
-        for k, panel in enumerate(x.split(PANEL)):
-            before = x[: k * PANEL]
-            for least in (zero, ROUNDING):
-                if k:
-                    panel.addmm_(panel @ before.mT, before, alpha=-1)
-                implementation([panel], [panel], found[k : k + 1], floor=least)
-        wide(out).copy_(x)
-        info[i] = torch.where(finite, found.sum(), NOT_FINITE)
+    """Block Gram-Schmidt: projections on earlier panels are torch's products, the rest is the compiled kernel's.
+
+    Matrices of a shape share products, and all matrices share the kernel's launches: the longest has as many as it has
+    panels, times two.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        rows, columns = wide(matrix).shape
+        members.setdefault((rows, columns), []).append(i)
+    # Those of many panels first: in each round, those that are not done yet are the first ones.
+    batches = [members[shape] for shape in sorted(members, reverse=True)]
+    scaled = [_scaled(torch.stack([wide(matrices[i]) for i in batch])) for batch in batches]
+    longest = max(x.shape[1] for x, _ in scaled)
+    found = torch.zeros(-(-longest // PANEL), len(matrices), dtype=torch.int32, device=info.device)
+    for k, zero in enumerate(found):
+        begin = k * PANEL
+        active = [x for x, _ in scaled if x.shape[1] > begin]
+        panels = [panel for x in active for panel in x[:, begin : begin + PANEL]]
+        for least in (1.0, ROUNDING):
+            for x in active if k else ():
+                panel, before = x[:, begin : begin + PANEL], x[:, :begin]
+                panel.baddbmm_(panel @ before.mT, before, alpha=-1)
+            implementation(panels, panels, zero[: len(panels)], floor=least)
+    finite = torch.cat([is_finite for _, is_finite in scaled])
+    counts = torch.where(finite, found.sum(dim=0), NOT_FINITE).to(torch.int32)
+    order = [i for batch in batches for i in batch]
+    for i, q, count in zip(order, (q for x, _ in scaled for q in x), counts, strict=True):
+        wide(outs[i]).copy_(q)
+        info[i] = count
+
+
+def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices (b, m, n) with rows so long that what is left of one counts from length 1 on; and which are finite."""
+    exact = torch.float64 if matrices.dtype == torch.float64 else torch.float32
+    zero = math.sqrt(matrices.shape[2]) * (2.0**-53 if exact == torch.float64 else 2.0**-24)
+    x = matrices.double()
+    peaks = x.abs().amax(dim=2, keepdim=True)
+    finite = peaks.isfinite().all(dim=1, keepdim=True)
+    x = x / peaks  # first: no square overflows or vanishes
+    x = torch.where(finite & (peaks > 0), x / (zero * torch.linalg.vector_norm(x, dim=2, keepdim=True)), 0.0)
+    return x.to(exact), finite.flatten()
