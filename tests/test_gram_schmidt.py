@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import DEVICE, matrix_backends
 from spectra import SHAPES, UNIT, logarithmic, wide
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcurv import _backend
 from fastcurv.ops import orthogonalize
@@ -163,6 +164,27 @@ def test_panels_of_a_ragged_list(dtype, scale, generator):
         alone = torch.empty_like(out)
         _by_panels(counted, [given], [alone], info[:1])
         torch.testing.assert_close(alone, out, rtol=0, atol=8 * UNIT[dtype] * lost.item())
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="needs fastcurv._C")
+def test_panels_are_not_projected_in_tf32(generator):
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in function.__name__:
+                seen.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    matrix = logarithmic((2 * PANEL, 90), 3, generator)
+    for precision, dtype in {"high": torch.float64, "highest": torch.float32}.items():
+        seen, out = [], torch.empty_like(matrix)
+        torch.set_float32_matmul_precision(precision)
+        try:
+            with Spy():
+                _by_panels(_backend.native().gram_schmidt, [matrix], [out], torch.zeros(1, dtype=torch.int32))
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert seen and set(seen) == {dtype}
+        assert_orthonormal(out, 0, 1e-6)
 
 
 @every_backend

@@ -150,6 +150,17 @@ def test_opcheck_and_compile(method, generator):
         assert orthogonalize([torch.ones(4, 6)], method=method)[0].shape == (4, 6)
 
 
+@every_backend
+@every_method
+@pytest.mark.parametrize("shape", [(20, 40), (150, 310)])
+def test_under_autocast(backend, method, shape, generator):
+    matrix = torch.randn(shape, generator=generator).to(DEVICE)
+    (plain,) = orthogonalize([matrix], method=method, backend=backend)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        (found,) = orthogonalize([matrix], method=method, backend=backend)
+    assert torch.equal(plain, found)
+
+
 def test_backends_lists_them():
     rows = {(row.op, row.backend) for row in fastcurv.backends()}
     assert {("polar", "cpp"), ("gram_schmidt", "triton"), ("newton_schulz", "cuda")} <= rows

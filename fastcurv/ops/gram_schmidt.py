@@ -86,8 +86,7 @@ def _by_panels(implementation: Any, matrices: list[Tensor], outs: list[Tensor], 
         panels = [panel for x in active for panel in x[:, begin : begin + PANEL]]
         for least in (1.0, ROUNDING):
             for x in active if k else ():
-                panel, before = x[:, begin : begin + PANEL], x[:, :begin]
-                panel.baddbmm_(panel @ before.mT, before, alpha=-1)
+                _project(x[:, begin : begin + PANEL], x[:, :begin])
             implementation(panels, panels, zero[: len(panels)], floor=least)
     finite = torch.cat([is_finite for _, is_finite in scaled])
     counts = torch.where(finite, found.sum(dim=0), NOT_FINITE).to(torch.int32)
@@ -95,6 +94,14 @@ def _by_panels(implementation: Any, matrices: list[Tensor], outs: list[Tensor], 
     for i, q, count in zip(order, (q for x, _ in scaled for q in x), counts, strict=True):
         wide(outs[i]).copy_(q)
         info[i] = count
+
+
+def _project(panels: Tensor, before: Tensor) -> None:
+    """Takes from panels (b, p, n) their projections on earlier rows."""
+    # TF32, where torch may use it, holds three digits: no projection.
+    exact = torch.float64 if torch.backends.cuda.matmul.fp32_precision == "tf32" else panels.dtype
+    p, q = panels.to(exact), before.to(exact)
+    panels.copy_(torch.baddbmm(p, p @ q.mT, q, alpha=-1))
 
 
 def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,8 @@ def orthogonalize(
             last again where there are more.
         steps: Of newton_schulz; None: 5, or as many as the list has coefficients.
         dtype: The least precise dtype that newton_schulz may form products in, torch.float32 or torch.bfloat16; a back
-            end may do better.
+            end may do better. Float32 products are those that `torch.set_float32_matmul_precision` allows, TF32 too;
+            the other methods do not depend on it.
         eps: Of newton_schulz: a norm below it is taken for it, so that what is that small fades and is not scaled up.
         info: n int32 elements on the device of the matrices; written: how many singular values (polar) or rows
             (gram_schmidt) counted as zero, or -2 for a matrix with NaN or infinity, whose result is zero.
@@ -175,21 +176,23 @@ def _orthogonalize(
     backend: str | None,
 ) -> list[Tensor]:
     info = _new_info(matrices) if info is None else info
-    if method == "newton_schulz":
-        run = partial(newton_schulz, coefficients=schedule, dtype=dtype, eps=eps, backend=backend)
-        return _matrices.mapped(matrices, run, info)
-    op = partial(polar if method == "polar" else gram_schmidt, backend=backend)
-    if rank_policy == "isometry":
-        # Columns that are done one after another have an order.
-        return _matrices.mapped(matrices, op, info, in_order=method == "gram_schmidt")
+    op: _matrices.Work = partial(polar if method == "polar" else gram_schmidt, backend=backend)
 
     def completed(ins: list[Tensor], outs: list[Tensor], found: Tensor) -> None:
         op(ins, outs, found)
         for number in range(_ROUNDS):
             _complete(op, outs, found, number)
 
-    # What 16-bit numbers hold is not orthogonal enough to tell what it lacks.
-    return _matrices.mapped(matrices, partial(_matrices.widened, completed), info, in_order=True)
+    # Columns that are done one after another have an order.
+    work, in_order = op, method == "gram_schmidt"
+    if method == "newton_schulz":
+        work = partial(newton_schulz, coefficients=schedule, dtype=dtype, eps=eps, backend=backend)
+    elif rank_policy == "complete":
+        # What 16-bit numbers hold is not orthogonal enough to tell what it lacks.
+        work, in_order = partial(_matrices.widened, completed), True
+    # What autocast makes of products is for the model.
+    with torch.autocast(info.device.type, enabled=False):
+        return _matrices.mapped(matrices, work, info, in_order)
 
 
 def _complete(op: _matrices.Work, outs: list[Tensor], info: Tensor, number: int) -> None:
