@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ NORMALIZATIONS = (None, "layer", "component")
 
 # What the groups of an optimizer say of themselves.
 SWITCH = "orthogonal"
+
+
+class Names(NamedTuple):
+    """What messages call a parameter, and its gradient."""
+
+    layer: str
+    grad: str
 
 
 class Orthogonalisation:
@@ -49,7 +56,7 @@ class Orthogonalisation:
         """
         self._reports.warn()
         labelled = {
-            param: label(number, index, group)
+            param: names_of(number, index, group)
             for number, group in enumerate(groups)
             for index, param in enumerate(group["params"])
             if param.grad is not None
@@ -73,29 +80,29 @@ class Orthogonalisation:
             for param, grad in zip(labelled, before, strict=True):
                 param.grad = grad
 
-    def _replaced(self, labelled: list[tuple[Tensor, str]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _replaced(self, matrices: list[tuple[Tensor, Names]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.normalize:
-            for param, name in labelled:
-                _check.dense_tensor(_grad(param), name)
-                self._reports.add(torch.where(_grad(param).isfinite().all(), 0, -2)[None], [name])
+            for param, names in matrices:
+                _check.dense_tensor(_grad(param), names.grad)
+                self._reports.add(torch.where(_grad(param).isfinite().all(), 0, -2)[None], [names.layer])
                 yield param, _normalised(_grad(param), self.normalize)
             return
-        members: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, str]]] = {}
-        for param, name in labelled:
-            members.setdefault((param.device, param.dtype), []).append((param, name))
+        members: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Names]]] = {}
+        for param, names in matrices:
+            members.setdefault((param.device, param.dtype), []).append((param, names))
         for (device, _), found in members.items():
             info = torch.zeros(len(found), dtype=torch.int32, device=device)
             try:
                 results = orthogonalize([_grad(param) for param, _ in found], info=info, **self.options)
             except (TypeError, ValueError) as error:
-                raise type(error)(named(str(error), [name for _, name in found])) from None
-            self._reports.add(info, [name for _, name in found])
+                raise type(error)(_named(str(error), [names.grad for _, names in found])) from None
+            self._reports.add(info, [names.layer for _, names in found])
             yield from zip([param for param, _ in found], results, strict=True)
 
-    def _clip(self, labelled: dict[Tensor, str], max_norm: float) -> None:
+    def _clip(self, labelled: dict[Tensor, Names], max_norm: float) -> None:
         grads = [_grad(param) for param in labelled]
-        for grad, name in zip(grads, labelled.values(), strict=True):
-            _check.dense_tensor(grad, name)
+        for grad, names in zip(grads, labelled.values(), strict=True):
+            _check.dense_tensor(grad, names.grad)
         if not grads:
             return
         norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64).to(grads[0].device) for g in grads])
@@ -116,22 +123,22 @@ class Reports:
         """What pickle and deepcopy keep: nothing, for it may be on its way from a GPU."""
         return {"_kept": []}
 
-    def add(self, info: Tensor, labels: list[str]) -> None:
+    def add(self, info: Tensor, layers: list[str]) -> None:
         """Keeps what an op said of some layers.
 
         Args:
             info: One int32 element for each.
-            labels: What messages call them.
+            layers: What messages call them.
         """
         if _library.must_dispatch([info]):  # a warning is no part of a graph, and fake tensors say nothing
             return
         if info.device.type != "cuda":
-            self._kept.append((info, labels, None))
+            self._kept.append((info, layers, None))
         elif not torch.cuda.is_current_stream_capturing():
             copy = torch.empty(info.shape, dtype=info.dtype, pin_memory=True).copy_(info, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            self._kept.append((copy, labels, event))
+            self._kept.append((copy, layers, event))
 
     def warn(self) -> None:
         """Warns of the layers that an earlier step left out."""
@@ -139,14 +146,14 @@ class Reports:
             return
         reports, self._kept = self._kept, []
         for report in reports:
-            info, labels, event = report
+            info, layers, event = report
             if event is not None and not event.query():
                 self._kept.append(report)
                 continue
-            failed = [label for label, code in zip(labels, info.tolist(), strict=True) if code < 0]
+            failed = [layer for layer, code in zip(layers, info.tolist(), strict=True) if code < 0]
             if failed:
                 warnings.warn(
-                    f"{', '.join(failed)} held NaN or infinity in an earlier step; it counted as zero "
+                    f"the gradient of {', '.join(failed)} held NaN or infinity in an earlier step; it counted as zero "
                     "there. Look for a loss that overflows (GradScaler skips such steps), or a learning rate that is "
                     "too large",
                     stacklevel=2,
@@ -176,21 +183,23 @@ def keep_switches(before: list[dict[str, Any]], loaded: list[dict[str, Any]]) ->
             new.setdefault(SWITCH, old[SWITCH])
 
 
-def named(message: str, labels: list[str]) -> str:
-    """A message of `orthogonalize` that calls matrices gradients of layers."""
-    return re.sub(r"matrices\[(\d+)\]", lambda found: labels[int(found[1])], message)
-
-
 def _grad(param: Tensor) -> Tensor:
     assert param.grad is not None
     return param.grad
 
 
-def label(number: int, index: int, group: dict[str, Any]) -> str:
-    """How messages call a gradient: by the name of its parameter, where the optimizer was given names."""
+def _named(message: str, grads: list[str]) -> str:
+    """A message of `orthogonalize` that calls matrices what they are here."""
+    return re.sub(r"matrices\[(\d+)\]", lambda found: grads[int(found[1])], message)
+
+
+def names_of(number: int, index: int, group: dict[str, Any]) -> Names:
+    """Of a parameter of a group: by its name, where the optimizer was given names."""
     if "param_names" in group:
-        return f"the gradient of {group['param_names'][index]!r}"
-    return f"parameter group {number}: grads[{index}]"
+        layer = repr(group["param_names"][index])
+        return Names(layer, f"the gradient of {layer}")
+    shape = tuple(group["params"][index].shape)
+    return Names(f"group {number}, params[{index}] {shape}", f"parameter group {number}: grads[{index}]")
 
 
 def _normalised(grad: Tensor, how: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from fastcurv import _check
 from fastcurv.ops.newton_schulz import Coefficients
 from fastcurv.ops.orthogonalize import orthogonalize
-from fastcurv.optim._gradients import SWITCH, Reports, check_switch, keep_switches, label
+from fastcurv.optim._gradients import SWITCH, Reports, check_switch, keep_switches, names_of
 from fastcurv.optim.adam import Betas, _AdamFamily
 
 # How the learning rate grows with the shape (rows, columns) of a matrix.
@@ -221,7 +221,7 @@ class Muon(_AdamFamily):
             for index, param in zip(indices, params, strict=True):
                 self._normalise(param, self._keys(group), index)
             momenta, directions, info = self._directions(params, group)
-            self._reports.add(info, [label(number, index, group) for index in indices])
+            self._reports.add(info, [names_of(number, index, group).layer for index in indices])
             rows = zip(params, momenta, directions, info, strict=True)
             updates += [partial(self._update, group, *row) for row in rows]
         return updates
