@@ -46,6 +46,9 @@ constexpr int kMatrixThreads = 256;
 
 // gram_schmidt: a row of length one of which another projection leaves no more than this was rounding of the first.
 constexpr double kRounding = 0.1;
+// And what counts as rounding of a row: the root of its length, or of this, times a half unit in the last place. One
+// entry of a short row is rounded three times, and the length of what is projected on as well.
+constexpr long long kLeastLength = 64;
 
 // Newton-Schulz on a GPU: the side of the squares of entries that threads are laid out in, and what matrices it takes.
 constexpr int kBlockSide = 16;

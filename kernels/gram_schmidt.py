@@ -172,7 +172,7 @@ def _batch(batch: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     x = torch.where(finite & (largest > 0), x / largest, 0.0)
     count, m, n = x.shape
     info = torch.empty(count, dtype=torch.int32, device=x.device)
-    zero = math.sqrt(n) * (2.0**-53 if exact else 2.0**-24)
+    zero = math.sqrt(max(n, 64)) * (2.0**-53 if exact else 2.0**-24)
     gram_schmidt_kernel[(count,)](
         x, torch.where(finite, largest, 0.0), info, (scalar(zero), scalar(floor)), m, n,
         PANEL=_PANEL, OTHERS=_OTHERS, DEPTH=_DEPTH, COLUMNS=_BYTES // x.element_size(), ROUNDING=_ROUNDING, num_warps=8,

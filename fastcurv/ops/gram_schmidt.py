@@ -107,7 +107,7 @@ def _project(panels: Tensor, before: Tensor) -> None:
 def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices (b, m, n) with rows so long that what is left of one counts from length 1 on; and which are finite."""
     exact = torch.float64 if matrices.dtype == torch.float64 else torch.float32
-    zero = math.sqrt(matrices.shape[2]) * (2.0**-53 if exact == torch.float64 else 2.0**-24)
+    zero = math.sqrt(max(matrices.shape[2], 64)) * (2.0**-53 if exact == torch.float64 else 2.0**-24)
     x = matrices.double()
     peaks = x.abs().amax(dim=2, keepdim=True)
     finite = peaks.isfinite().all(dim=1, keepdim=True)

@@ -72,7 +72,8 @@ def newton_schulz(
     batched = functools.partial(_batched, coefficients, dtype, spectral, eps)
     groups: dict[object, list[int]] = {}
     for i, matrix in enumerate(matrices):
-        is_small = min(matrix.shape) <= SMALL
+        # Small kernels work on the Gram matrix in double, which has float64's small singular values only by half.
+        is_small = min(matrix.shape) <= SMALL and matrix.dtype != torch.float64
         # On a CPU products gain nothing by batches, and lose their place in the cache.
         key = None if is_small else (wide(matrix).shape, i if name == "cpp" else 0)
         groups.setdefault(key, []).append(i)

@@ -66,9 +66,9 @@ def orthogonalize(
     Raises:
         TypeError, ValueError: Before anything is computed, naming argument and index.
 
-    Singular values count as zero up to sqrt(max(m, n)) 2^-24 times the largest, rows up to sqrt(max(m, n)) 2^-24 times
-    what they were before the projection; 2^-53 for float64 matrices. float32 and smaller dtypes are computed in float64
-    where that is what makes the polar factor exact to float32 for condition numbers up to 1e5.
+    Singular values count as zero up to sqrt(max(m, n)) 2^-24 times the largest, rows up to sqrt(max(m, n, 64)) 2^-24
+    times what they were before the projection; 2^-53 for float64 matrices. float32 and smaller dtypes are computed in
+    float64 where that is what makes the polar factor exact to float32 for condition numbers up to 1e5.
 
     Source: Tuddenham (2026), section 5.3.1, equations 5.5 to 5.7; spec osgd 2.7 (polar). Giraud et al. (2005)
     (gram_schmidt). Jordan et al. (2024), Amsel et al. (2025) (newton_schulz).

@@ -15,7 +15,7 @@ def gram_schmidt(matrices: list[Tensor], outs: list[Tensor], info: Tensor, *, fl
     .. math:: r_i = g_i - \sum_{j < i} \langle g_i, q_j \rangle q_j, \quad q_i = r_i / \|r_i\|,
 
     the projection done twice. A row counts as zero, and its :math:`q_i` is zero, where :math:`\|r_i\|` is not above
-    :math:`\sqrt{\max(m, n)}\, 2^{-24} \|g_i\|` (:math:`2^{-53}` for float64) and above `floor`, or where the second
+    :math:`\sqrt{\max(m, n, 64)}\, 2^{-24} \|g_i\|` (:math:`2^{-53}` for float64) and above `floor`, or where the second
     projection leaves less than a tenth, so that it was rounding of the first.
     `info` receives the number of such rows, or -2 for a matrix that is not finite, whose result is zero.
     """
@@ -27,7 +27,7 @@ def gram_schmidt(matrices: list[Tensor], outs: list[Tensor], info: Tensor, *, fl
             info[i] = -2
             continue
         g = g if g.shape[0] <= g.shape[1] else g.mT
-        zero = math.sqrt(g.shape[1]) * (2.0**-53 if exact else 2.0**-24)
+        zero = math.sqrt(max(g.shape[1], 64)) * (2.0**-53 if exact else 2.0**-24)
         q = torch.zeros_like(g, memory_format=torch.contiguous_format)
         for k, row in enumerate(g):
             # Scaled first, so that no square overflows or vanishes.
