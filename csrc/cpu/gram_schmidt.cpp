@@ -170,7 +170,8 @@ struct GramSchmidt {
       std::fill(out, out + m.rows * m.columns, Storage());
       return;
     }
-    const double zero = std::sqrt(static_cast<double>(std::max(large, kLeastLength))) * 0.5 * std::numeric_limits<T>::epsilon();
+    const double zero =
+        std::sqrt(static_cast<double>(std::max(large, kLeastLength))) * 0.5 * std::numeric_limits<T>::epsilon();
     for (long long p = 0; p < small; p += kPanelRows) {
       const long long end = std::min(small, p + kPanelRows);
       const int passes = p > 0 ? 2 : 1;

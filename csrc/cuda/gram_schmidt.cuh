@@ -134,7 +134,8 @@ struct GramSchmidt {
     const int small = static_cast<int>(m.small());
     const Rows rows = {m.to(), m.is_wide() ? m.columns : 1, m.is_wide() ? 1 : m.columns, m.large()};
     const double unit = sizeof(T) == 8 ? 1.0 / (1ll << 53) : 1.0 / (1 << 24);
-    const double zero = square_root(static_cast<double>(rows.length > kLeastLength ? rows.length : kLeastLength)) * unit;
+    const double zero =
+        square_root(static_cast<double>(rows.length > kLeastLength ? rows.length : kLeastLength)) * unit;
     if (threadIdx.x == 0) shared.is_not_finite = 0;
     __syncthreads();
     int dependent = 0;
