@@ -19,18 +19,13 @@ from fastcurv.ops.newton_schulz import COEFFICIENTS
 from . import models
 from .entry import pytest_generate_tests, test_step
 from .harness import Case, Options
-from .matrices import Function, Implementation, MatrixCase
+from .matrices import Implementation, MatrixCase, gradients, looped
 from .training import Trainer, TrainingCase
 
 __all__ = ["CASES", "pytest_generate_tests", "test_step"]
 
 STEPS = 5
 SVD = "torch.linalg.svd"
-
-
-def looped(function: Callable[[Tensor], Tensor]) -> Function:
-    """A function of one matrix, on each of a list."""
-    return lambda matrices: [function(matrix) for matrix in matrices]
 
 
 def by_svd(matrix: Tensor) -> Tensor:
@@ -105,6 +100,7 @@ class _Method:
             truth=self.function,
             model=self.function,
             flops=self.flops,
+            examples=gradients,
         )
 
 

@@ -43,7 +43,7 @@ class Implementation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatrixCase(Case):
-    """A function of the gradients of a model's matrices.
+    """A function of the matrices of a model, such as its gradients.
 
     Attributes:
         shapes: The parameter list, of which tensors of two or more dimensions take part, as matrices.
@@ -51,6 +51,7 @@ class MatrixCase(Case):
         truth: In float64, of one matrix.
         model: A float32 implementation by torch whose error others are measured by.
         flops: Of a matrix of m rows and n >= m columns.
+        examples: Makes matrices of given shapes on a device.
     """
 
     shapes: Callable[[], list[Shape]]
@@ -58,6 +59,7 @@ class MatrixCase(Case):
     truth: Callable[[Tensor], Tensor]
     model: Callable[[Tensor], Tensor]
     flops: Callable[[int, int], float]
+    examples: Callable[[Sequence[Shape], str], list[Tensor]]
 
     def size(self, options: Options) -> dict[str, int]:
         """See `Case.size`."""
@@ -95,7 +97,7 @@ class MatrixCase(Case):
         shapes = list(
             dict.fromkeys((min(m, VERIFIED_SIDE), min(n, VERIFIED_SIDE)) for m, n in self._matrices(Options(device)))
         )
-        matrices = _gradients(shapes, device)
+        matrices = self.examples(shapes, device)
         truths = [self.truth(m.double()) for m in matrices]
         function = _compiled(implementation)
         found = _error(function(matrices), truths)
@@ -109,7 +111,7 @@ class MatrixCase(Case):
             implementation: What is prepared.
             options: Device, and whether the work is shrunk.
         """
-        matrices = _gradients(self._matrices(options), options.device)
+        matrices = self.examples(self._matrices(options), options.device)
         call = functools.partial(_compiled(implementation), matrices)
         for _ in range(WARM_UPS if options.device == "cuda" else 1):
             call()
@@ -122,6 +124,11 @@ def _gemm(options: Options) -> tuple[str, Callable[[], object], int]:
     return f"float32 product of {rows} x {rows}", functools.partial(torch.mm, x, x), 2 * rows**3
 
 
+def looped(function: Callable[[Tensor], Tensor]) -> Function:
+    """A function of one matrix, on each of a list."""
+    return lambda matrices: [function(matrix) for matrix in matrices]
+
+
 def _compiled(implementation: Implementation) -> Function:
     if not implementation.compiled:
         return implementation.function
@@ -129,7 +136,7 @@ def _compiled(implementation: Implementation) -> Function:
     return torch.compile(implementation.function)
 
 
-def _gradients(shapes: Sequence[Shape], device: str) -> list[Tensor]:
+def gradients(shapes: Sequence[Shape], device: str) -> list[Tensor]:
     """Random matrices whose singular values fall, as those of gradients do, over some decades."""
     generator = torch.Generator(device).manual_seed(0)
 

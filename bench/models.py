@@ -120,6 +120,24 @@ def faces() -> list[Shape]:
     return autoencoder((625, 2000, 1000, 500, 30))
 
 
+def transformer() -> list[Shape]:
+    """The linear layers of 12 transformer layers of width 1024 (as those of BERT-large and GPT-2 medium)."""
+    width, inner = 1024, 4096
+    return [shape for _ in range(12) for shape in [(width, width)] * 4 + [(inner, width), (width, inner)]]
+
+
+def kronecker_factors(shapes: Sequence[Shape]) -> list[Shape]:
+    """The factors of K-FAC for a parameter list: of the inputs of each weight, and of its outputs.
+
+    Linear layers (weights of two dimensions) have a bias, and so one more input.
+
+    Args:
+        shapes: The parameter list.
+    """
+    sizes = [(math.prod(s[1:]) + (len(s) == 2), s[0]) for s in shapes if len(s) > 1]
+    return [(n, n) for pair in sizes for n in pair]
+
+
 MODELS: dict[str, Callable[[], list[Shape]]] = {
     "resnet20": resnet20,
     "resnet50": resnet50,

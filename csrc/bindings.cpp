@@ -268,6 +268,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("table"), py::arg("item_sizes"), py::arg("is_written"), py::arg("block_elements"));
 
   bind_matrix_ops(m);
+  bind_kron_ops(m);
 
   py::options options;
   options.disable_function_signatures();

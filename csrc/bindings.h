@@ -2,6 +2,9 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "tensor_view.h"
 
 namespace fastcurv {
@@ -10,10 +13,21 @@ namespace fastcurv {
 TensorView view(const pybind11::handle& object, const char* name);
 Dtype dtype(const pybind11::list& tensors, const char* name);
 
+// Copies items, as many at a time as an array of a kernel's argument holds, and calls launch(count).
+template <typename Item, size_t kMost, typename Launch>
+void for_each_batch(const std::vector<Item>& items, Item (&array)[kMost], const Launch& launch) {
+  for (size_t begin = 0; begin < items.size(); begin += kMost) {
+    const size_t count = std::min(kMost, items.size() - begin);
+    std::copy_n(items.begin() + begin, count, array);
+    launch(static_cast<int>(count));
+  }
+}
+
 // The type that a dtype is stored in, as device code calls it.
 const char* type_name(Dtype dtype);
 
-// matrix_bindings.cpp
+// matrix_bindings.cpp, kron_bindings.cpp
 void bind_matrix_ops(pybind11::module_& module);
+void bind_kron_ops(pybind11::module_& module);
 
 }  // namespace fastcurv

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "kron.h"
 #include "matrices.h"
 #include "table.h"
 
@@ -21,6 +22,8 @@ void polar_cpu(const std::vector<Matrix>& matrices, Dtype dtype);
 void gram_schmidt_cpu(const std::vector<Matrix>& matrices, Dtype dtype, double floor);
 void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const std::vector<Step>& steps,
                        long long spectral, double eps);
+
+void kron_inverse_cpu(const std::vector<Factor>& factors, Dtype dtype);
 
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the
 // exclusive or of all bytes of the lists that are only read.
@@ -51,11 +54,14 @@ CudaOp adam_cuda, lamb_cuda, lars_cuda, lookahead_cuda, nero_cuda, ranger_cuda, 
 // Those of ops on matrices.
 using CudaMatrixKernel = void (*)(MatrixArgs);
 CudaMatrixKernel gram_schmidt_cuda(Dtype dtype), newton_schulz_cuda(Dtype dtype);
+using CudaKronKernel = void (*)(KronArgs);
+CudaKronKernel kron_inverse_cuda(Dtype dtype);
 
 // cuda/device.cu: launches one of them; returns a CUDA error code.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);
 int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const MatrixArgs& args, int device,
                 void* stream);
+int cuda_launch(CudaKronKernel kernel, int blocks, int shared_bytes, const KronArgs& args, int device, void* stream);
 #endif
 
 }  // namespace fastcurv

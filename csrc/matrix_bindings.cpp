@@ -113,16 +113,6 @@ const MatrixOp kGramSchmidt = {"gram_schmidt", &run_gram_schmidt_cpu, &prepare_g
 const MatrixOp kNewtonSchulz = {"newton_schulz", &run_newton_schulz_cpu,
                                 &prepare_newton_schulz AND_CUDA(newton_schulz)};
 
-// Calls launch(args, blocks) for as many matrices at a time as one launch takes.
-template <typename Launch>
-void for_each_batch(Call& call, const Launch& launch) {
-  for (size_t begin = 0; begin < call.matrices.size(); begin += kMatricesPerLaunch) {
-    const int count = static_cast<int>(std::min<size_t>(kMatricesPerLaunch, call.matrices.size() - begin));
-    std::copy_n(call.matrices.begin() + begin, count, call.args.matrices);
-    launch(call.args, count);
-  }
-}
-
 void run(const MatrixOp& op, Call call) {
   if (call.is_on_cpu()) {
     py::gil_scoped_release release;
@@ -135,8 +125,8 @@ void run(const MatrixOp& op, Call call) {
   int error = 0;
   {
     py::gil_scoped_release release;
-    for_each_batch(call, [&](const MatrixArgs& args, int blocks) {
-      if (!error) error = cuda_launch(op.cuda(call.type), blocks, shared_bytes, args, call.device.id, stream);
+    for_each_batch(call.matrices, call.args.matrices, [&](int blocks) {
+      if (!error) error = cuda_launch(op.cuda(call.type), blocks, shared_bytes, call.args, call.device.id, stream);
     });
   }
   if (error) throw std::runtime_error(std::string(op.name) + ": CUDA launch failed: " + cuda_error_text(error));
@@ -152,9 +142,9 @@ py::list plan(const MatrixOp& op, Call call) {
   const std::string name = std::string("fastcurv::") + op.name + "_kernel<" + type_name(call.type) + ">";
   const int shared_bytes = op.prepare(call);
   py::list launches;
-  for_each_batch(call, [&](const MatrixArgs& args, int blocks) {
+  for_each_batch(call.matrices, call.args.matrices, [&](int blocks) {
     launches.append(py::make_tuple(name, blocks, kMatrixThreads, kMatricesPerLaunch, shared_bytes,
-                                   py::bytes(reinterpret_cast<const char*>(&args), sizeof args)));
+                                   py::bytes(reinterpret_cast<const char*>(&call.args), sizeof call.args)));
   });
   return launches;
 }

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-# In place, over lists of tensors; and on each matrix of a list.
+# In place, over lists of tensors; on each matrix of a list; and on Kronecker factors.
 OPS = ("adam", "lamb", "lars", "lookahead", "nero", "ranger", "sgd")
 MATRIX_OPS = ("gram_schmidt", "newton_schulz", "polar")
+KRON_OPS = ("kron_inverse",)
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
 # Elements per chunk of the chunk table. cuda: small enough that a list of 1e8 elements gives every block a dozen chunks
@@ -99,7 +100,7 @@ def unusable(op: str, backend: str, device: torch.device) -> str:
 def _load(op: str, backend: str, device: torch.device) -> Implementation:
     if op == "polar" and backend in ("cuda", "triton"):
         op = "newton_schulz"  # with a schedule that resolves every singular value that counts: ops/polar.py
-    name = op if op in MATRIX_OPS else f"{op}_"
+    name = f"{op}_" if op in OPS else op
     if backend in ("reference", "triton"):
         package = "fastcurv.reference" if backend == "reference" else "fastcurv.kernels"
         implementation = getattr(importlib.import_module(f"{package}.{op}"), name)
@@ -155,7 +156,7 @@ def backends() -> list[Availability]:
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
     rows = []
-    for op in OPS + MATRIX_OPS:
+    for op in OPS + MATRIX_OPS + KRON_OPS:
         for backend in BACKENDS:
             on_gpu = backend == "cuda" or (backend == "triton" and not interpreting())
             if on_gpu and gpu is None:

@@ -14,8 +14,9 @@ Simd simd();
 #define FC_TARGET(arch)
 #endif
 
-// Loop::run must be always_inline: its body is then compiled with the target of the wrapper it lands in.
-template <typename Loop>
+// Loop::run must be always_inline: its body is then compiled with the target of the wrapper it lands in. Loops may
+// differ from level to level.
+template <typename Loop, typename LoopV3 = Loop, typename LoopV4 = Loop>
 struct Clones {
   template <typename... Args>
   static void baseline(Args... args) {
@@ -24,12 +25,12 @@ struct Clones {
   template <typename... Args>
   FC_TARGET("x86-64-v3")
   static void v3(Args... args) {
-    Loop::run(args...);
+    LoopV3::run(args...);
   }
   template <typename... Args>
   FC_TARGET("x86-64-v4")
   static void v4(Args... args) {
-    Loop::run(args...);
+    LoopV4::run(args...);
   }
 
   template <typename... Args>

@@ -48,4 +48,8 @@ int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const Mat
   return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, shared_bytes, &args, device, stream);
 }
 
+int cuda_launch(CudaKronKernel kernel, int blocks, int shared_bytes, const KronArgs& args, int device, void* stream) {
+  return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, shared_bytes, &args, device, stream);
+}
+
 }  // namespace fastcurv

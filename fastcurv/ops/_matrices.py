@@ -138,11 +138,12 @@ def in_groups(groups: Mapping[tuple[int, ...], Work], matrices: list[Tensor], ou
         work([matrices[i] for i in indices], [outs[i] for i in indices], found[begin:end])
         begin = end
     if order:
-        info.index_copy_(0, _numbers(tuple(order), info.device), found)
+        info.index_copy_(0, numbers(tuple(order), info.device), found)
 
 
 @functools.lru_cache(maxsize=64)
-def _numbers(order: tuple[int, ...], device: torch.device) -> Tensor:
+def numbers(order: tuple[int, ...], device: torch.device) -> Tensor:
+    """Positions, on a device; waits for a GPU the first time only."""
     return torch.tensor(order, device=device)
 
 

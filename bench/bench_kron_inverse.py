@@ -1,0 +1,114 @@
+"""Cases of the op `kron_inverse`: the factors of whole models, and many equal ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastcurv import _backend
+from fastcurv.ops import kron_inverse
+
+from . import models
+from .entry import pytest_generate_tests, test_step
+from .harness import Case, Options
+from .matrices import Implementation, MatrixCase, looped
+
+__all__ = ["CASES", "pytest_generate_tests", "test_step"]
+
+LOOPED, BATCHED, EIGEN = "torch cholesky looped", "torch cholesky batched", "torch eigh looped"
+# Of what is a mean over few samples of many features.
+DAMPING = 0.1
+
+
+def definite(shapes: Sequence[models.Shape], device: str) -> list[Tensor]:
+    """Damped factors of random inputs, of twice as many samples as rows."""
+    generator = torch.Generator(device).manual_seed(0)
+    factors = []
+    for n, _ in shapes:
+        x = torch.randn(2 * n, n, generator=generator, device=device)
+        factors.append((x.mT @ x).div_(2 * n))
+        factors[-1].diagonal().add_(DAMPING)
+    return factors
+
+
+def by_cholesky(matrix: Tensor) -> Tensor:
+    """The inverse of one matrix, or of a batch, by torch's best calls."""
+    lower, _ = torch.linalg.cholesky_ex(matrix)
+    return torch.cholesky_inverse(lower)
+
+
+def batched(matrices: list[Tensor]) -> list[Tensor]:
+    """The inverses, equal sizes together."""
+    members: dict[int, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        members.setdefault(len(matrix), []).append(i)
+    inverses = list(matrices)
+    for indices in members.values():
+        results = by_cholesky(torch.stack([matrices[i] for i in indices]))
+        for i, result in zip(indices, results, strict=True):
+            inverses[i] = result
+    return inverses
+
+
+def by_eigh(matrix: Tensor) -> Tensor:
+    """The inverse as libraries of K-FAC compute it."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors / values) @ vectors.mT
+
+
+def _implementations(has_reference: bool, options: Options) -> list[Implementation]:
+    device = torch.device(options.device)
+    return [
+        *(
+            Implementation(
+                f"fastcurv {name}",
+                "reference" if name == "reference" else "ours",
+                lambda matrices, name=name: kron_inverse(matrices, backend=name)[0],  # type: ignore[misc]
+            )
+            for name in ("cuda", "cpp", "reference")
+            if (has_reference or name != "reference") and not _backend.unusable("kron_inverse", name, device)
+        ),
+        Implementation(LOOPED, "torch", looped(by_cholesky)),
+        Implementation(BATCHED, "torch", batched),
+        Implementation(EIGEN, "torch", looped(by_eigh)),
+        Implementation("torch.linalg.inv looped", "torch", looped(torch.linalg.inv)),
+    ]
+
+
+def _case(name: str, work: str, shapes: Callable[[], list[models.Shape]]) -> MatrixCase:
+    return MatrixCase(
+        "kron_inverse",
+        name,
+        work,
+        baseline=LOOPED,
+        shapes=shapes,
+        implementations=functools.partial(_implementations, name == "curves"),
+        truth=by_cholesky,
+        model=by_cholesky,
+        flops=lambda m, n: float(n) ** 3,
+        examples=definite,
+    )
+
+
+_MODELS = [
+    ("curves", "CURVES", models.curves),
+    ("mnist", "MNIST", models.mnist),
+    ("faces", "FACES", models.faces),
+    ("resnet20", "ResNet-20", models.resnet20),
+    ("resnet50", "ResNet-50", models.resnet50),
+    ("transformer", "12 transformer layers", models.transformer),
+]
+
+CASES: list[Case] = [
+    *(
+        _case(f"{count}x{n}", f"{count} x {n}²", functools.partial(lambda count, n: [(n, n)] * count, count, n))
+        for count, n in [(200, 32), (100, 64), (30, 512)]
+    ),
+    *(
+        _case(name, f"factors of {work}", functools.partial(lambda list_: models.kronecker_factors(list_()), list_))
+        for name, work, list_ in _MODELS
+    ),
+]

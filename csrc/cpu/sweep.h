@@ -1,0 +1,182 @@
+// The inverse of a symmetric positive definite matrix in one sweep over it.
+//
+// M = L L^T, L^-1 and L^-T L^-1 need n^3/3 flops each. They can be done together, block of rows K after block of rows,
+// in one triangle in place (Bientinesi, Gunter and van de Geijn, 2008): rows above K hold what is known of the inverse,
+// those below what is left of M on the right, and of L^-1 on the left. With L_K^-1, of the diagonal block alone,
+//
+//   Z = L_K^-1 [left of K | 1 | (below K)^T],    A_ij <- (A_ij, but 0 in rows and columns K) +- Z_i^T Z_j,
+//
+// minus below K. The last line has nearly all flops, as products of long strips.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "tiles.h"
+
+namespace fastcurv {
+
+// The threads that share a matrix; they meet in wait().
+struct Team {
+  int rank, size;
+
+  FC_INLINE void wait() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+};
+
+template <typename Real, Simd kLevel>
+struct Sweep {
+  using T = Tiles<Real, kLevel>;
+  static constexpr long long kStrip = T::kStrip;
+  // Rows of the innermost blocks; matrices that are swept by these alone; and rows of their blocks where they are not.
+  static constexpr long long kInner = 8;
+  static constexpr long long kOneLevel = 128;
+  static constexpr long long kOuter = 32, kLarge = 1536, kLargeOuter = 64;
+  static_assert(kOuter % kStrip == 0 && kInner % T::kTall == 0 && kStrip % T::kTall == 0);
+
+  // Elements of the room that a sweep over n rows needs beside the matrix, for each thread beyond the first.
+  static constexpr long long kGathered = kLargeOuter * kStrip;
+  static constexpr long long room(long long n) { return kLargeOuter * (n + kLargeOuter); }
+
+  // Leaves the inverse on and below the diagonal; what is above is spoilt.
+  //
+  // n: rows, a multiple of kStrip; a: rows `stride` apart; z: room(n) elements, shared; gathered: kGathered, this
+  // thread's own; is_definite: shared, true before, and false after if there was a pivot that was not above zero.
+  static FC_INLINE void run(long long n, Real* a, long long stride, Real* z, Real* gathered, bool* is_definite,
+                            const Team& team) {
+    if (n <= kOneLevel) {
+      if (team.rank == 0) steps<false>(n, a, stride, z, gathered, is_definite);
+      team.wait();
+      return;
+    }
+    const long long most = n > kLarge ? kLargeOuter : kOuter;
+    Real* const block = z + kLargeOuter * n;
+    for (long long begin = 0; begin < n; begin += most) {
+      const long long count = std::min(most, n - begin);
+      if (team.rank == 0) {
+        for (long long i = 0; i < count; ++i) {
+          std::copy_n(a + (begin + i) * stride + begin, i + 1, block + i * count);
+        }
+        steps<true>(count, block, count, z, gathered, is_definite);
+      }
+      team.wait();
+      if (!*is_definite) return;
+      step<false>(n, begin, count, block, a, stride, z, gathered, team);
+    }
+  }
+
+ private:
+  // The sweep in blocks of kInner; with kFactor, which leaves out the last product, of L^-1 alone.
+  template <bool kFactor>
+  static FC_INLINE void steps(long long n, Real* a, long long stride, Real* z, Real* gathered, bool* is_definite) {
+    for (long long begin = 0; begin < n; begin += kInner) {
+      Real inverse[kInner * kInner];
+      if (!invert_factor(a + begin * stride + begin, stride, inverse)) {
+        *is_definite = false;
+        return;
+      }
+      step<kFactor>(n, begin, kInner, inverse, a, stride, z, gathered, {0, 1});
+    }
+  }
+
+  // The inverse of the Cholesky factor of a block of kInner. Returns whether it has one.
+  static FC_INLINE bool invert_factor(const Real* from, long long stride, Real* to) {
+    Real columns[kInner][kInner], pivots[kInner];
+    for (long long j = 0; j < kInner; ++j) {
+      for (long long i = 0; i < kInner; ++i) columns[j][i] = from[std::max(i, j) * stride + std::min(i, j)];
+    }
+    bool is_definite = true;
+    for (long long j = 0; j < kInner; ++j) {
+      is_definite = is_definite && columns[j][j] > 0;
+      pivots[j] = 1 / std::sqrt(columns[j][j]);
+      for (long long i = 0; i < kInner; ++i) columns[j][i] *= pivots[j];
+      for (long long k = j + 1; k < kInner; ++k) {
+        for (long long i = 0; i < kInner; ++i) columns[k][i] -= columns[j][k] * columns[j][i];
+      }
+    }
+    for (long long i = 0; i < kInner; ++i) {
+      Real row[kInner] = {};
+      row[i] = 1;
+      for (long long k = 0; k < i; ++k) {
+        for (long long j = 0; j < kInner; ++j) row[j] -= columns[k][i] * to[k * kInner + j];
+      }
+      for (long long j = 0; j < kInner; ++j) to[i * kInner + j] = row[j] * pivots[i];
+    }
+    return is_definite;
+  }
+
+  // The step of rows begin, ..., begin + count - 1. `inverse`: L_K^-1, of which nothing above the diagonal is read but
+  // in squares of kTall on it.
+  template <bool kFactor>
+  static FC_INLINE void step(long long n, long long begin, long long count, const Real* inverse, Real* a,
+                             long long stride, Real* z, Real* gathered, const Team& team) {
+    const long long strips = n / kStrip, end = begin + count;
+    for (long long s = team.rank; s < strips; s += team.size) {
+      gather(begin, count, a, stride, s * kStrip, gathered);
+      for (long long r = 0; r < count; r += T::kTall) {
+        typename T::Vector sums[T::kTall][T::kVectors];
+        T::product(r + T::kTall, inverse + r * count, count, 1, gathered, sums);
+        Real* const to = z + (s * count + r) * kStrip;
+        for (int q = 0; q < T::kTall; ++q) {
+          for (int v = 0; v < T::kVectors; ++v) *T::at(to + q * kStrip + v * T::kLanes) = sums[q][v];
+        }
+      }
+    }
+    team.wait();
+    for (long long i = begin + team.rank; i < n; i += team.size) {
+      Real* const row = a + i * stride;
+      if (i >= end) {
+        std::fill(row + begin, row + end, Real());
+      } else if (!kFactor) {
+        std::fill(row, row + end, Real());
+      } else {
+        for (long long j = 0; j < end; ++j) row[j] = z[(j / kStrip * count + i - begin) * kStrip + j % kStrip];
+      }
+    }
+    team.wait();
+    update(n, kFactor ? end : 0, end, count, a, stride, z, team);
+    team.wait();
+  }
+
+  // What Z is made of: columns j, ..., j + kStrip - 1 of rows K of the symmetric matrix, and one in K itself.
+  static FC_INLINE void gather(long long begin, long long count, const Real* a, long long stride, long long j,
+                               Real* to) {
+    if (j + kStrip <= begin) {
+      for (long long k = 0; k < count; ++k) std::copy_n(a + (begin + k) * stride + j, kStrip, to + k * kStrip);
+      return;
+    }
+    for (long long c = 0; c < kStrip; ++c) {
+      const long long i = j + c;
+      for (long long k = 0; k < count; ++k) {
+        to[k * kStrip + c] = i < begin            ? a[(begin + k) * stride + i]
+                             : i >= begin + count ? a[i * stride + begin + k]
+                                                  : static_cast<Real>(i == begin + k);
+      }
+    }
+  }
+
+  // A_ij +- Z_i^T Z_j on and below the diagonal, from row `first` on; minus from row `end` on.
+  static FC_INLINE void update(long long n, long long first, long long end, long long count, Real* a, long long stride,
+                               const Real* z, const Team& team) {
+    const long long strips = n / kStrip;
+    // So many columns stay in the second cache while rows pass by.
+    const long long group =
+        std::max<long long>(1, (192 << 10) / (count * kStrip * static_cast<long long>(sizeof(Real))));
+    for (long long g = 0; g < strips; g += group) {
+      for (long long s = std::max(first / kStrip, g) + team.rank; s < strips; s += team.size) {
+        const long long last = std::min(g + group, s + 1);
+        for (long long c = g; c < last; ++c) {
+          for (long long i = std::max(first, s * kStrip); i < (s + 1) * kStrip; i += T::kTall) {
+            T::add(count, z + s * count * kStrip + i % kStrip, z + c * count * kStrip, i < end ? Real(1) : Real(-1),
+                   a + i * stride + c * kStrip, stride);
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace fastcurv

@@ -1,0 +1,74 @@
+"""What the ops on Kronecker factors share: the checks of lists of square matrices, and of damping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastcurv import _check
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Checks a list of square matrices.
+
+    Args:
+        matrices: What was given.
+        name: What the argument is called.
+        like: Checked ones that these must be like.
+
+    Returns:
+        The matrices, contiguous.
+
+    Raises:
+        TypeError, ValueError: Naming argument and index, what was expected and what was found.
+    """
+    if isinstance(matrices, Tensor):
+        raise TypeError(f"{name}: expected a list of tensors, got a tensor; for one matrix, give [matrix]")
+    matrices = list(matrices)
+    if like is not None and len(matrices) != len(like):
+        raise ValueError(f"{name}: expected {len(like)} tensors, one for each of factors, got {len(matrices)}")
+    for i, matrix in enumerate(matrices):
+        where = f"{name}[{i}]"
+        _check.dense_tensor(matrix, where)
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"{where}: expected a square matrix, got shape {tuple(matrix.shape)}")
+        if matrix.dtype not in DTYPES:
+            raise ValueError(
+                f"{where}: expected float32 or float64, got {matrix.dtype}; inverses of 16-bit factors are noise, keep "
+                "factors in float32"
+            )
+        model = matrices[0] if like is None else like[i]
+        if matrix.dtype != model.dtype or matrix.device != model.device:
+            raise ValueError(
+                f"{where}: expected {model.dtype} on {model.device} like factors[{0 if like is None else i}], got "
+                f"{matrix.dtype} on {matrix.device}; one call takes one dtype and device"
+            )
+        if like is not None and matrix.shape != model.shape:
+            raise ValueError(
+                f"{where}: expected shape {tuple(model.shape)} like factors[{i}], got {tuple(matrix.shape)}"
+            )
+    return [matrix.contiguous() for matrix in matrices]
+
+
+def dampings(damping: float | Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """What is added to the diagonal of each of some matrices, float64 on their device.
+
+    Raises:
+        TypeError, ValueError: Unless it is a number that is not negative, or a tensor of one or of one for each.
+    """
+    device = matrices[0].device if matrices else None
+    if not isinstance(damping, Tensor):
+        _check.number("damping", damping)
+        return torch.full((len(matrices),), float(damping), dtype=torch.float64, device=device)
+    if damping.dtype not in DTYPES or damping.numel() not in (1, len(matrices)):
+        raise ValueError(
+            f"damping: expected a number, or a float32 or float64 tensor of one element or of {len(matrices)}, one for "
+            f"each of factors, got {damping.dtype} of shape {tuple(damping.shape)}"
+        )
+    if matrices and damping.device != device:
+        raise ValueError(f"damping: expected a tensor on {device} like factors, got {damping.device}")
+    return damping.detach().to(torch.float64).reshape(-1).expand(len(matrices)).contiguous()
