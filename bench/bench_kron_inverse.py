@@ -56,7 +56,7 @@ def batched(matrices: list[Tensor]) -> list[Tensor]:
 def by_eigh(matrix: Tensor) -> Tensor:
     """The inverse as libraries of K-FAC compute it."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors / values) @ vectors.mT
+    return torch.mm(vectors / values, vectors.mT)
 
 
 def _implementations(has_reference: bool, options: Options) -> list[Implementation]:
@@ -102,13 +102,19 @@ _MODELS = [
     ("transformer", "12 transformer layers", models.transformer),
 ]
 
+
+def _squares(count: int, n: int) -> list[models.Shape]:
+    return [(n, n)] * count
+
+
+def _factors(model: Callable[[], list[models.Shape]]) -> list[models.Shape]:
+    return models.kronecker_factors(model())
+
+
 CASES: list[Case] = [
     *(
-        _case(f"{count}x{n}", f"{count} x {n}²", functools.partial(lambda count, n: [(n, n)] * count, count, n))
+        _case(f"{count}x{n}", f"{count} x {n}²", functools.partial(_squares, count, n))
         for count, n in [(200, 32), (100, 64), (30, 512)]
     ),
-    *(
-        _case(name, f"factors of {work}", functools.partial(lambda list_: models.kronecker_factors(list_()), list_))
-        for name, work, list_ in _MODELS
-    ),
+    *(_case(name, f"factors of {work}", functools.partial(_factors, model)) for name, work, model in _MODELS),
 ]
