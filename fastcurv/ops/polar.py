@@ -13,7 +13,7 @@ from fastcurv.ops._matrices import NOT_FINITE, Work, each, in_groups, symmetric_
 from fastcurv.ops.newton_schulz import newton_schulz
 
 # Up to this many rows (or columns, if fewer) a matrix is done by a thread of its own, in its cache.
-SMALL = 64
+SMALL = 128
 # Columns that are widened to float64 at a time.
 PANEL = 2048
 # As far as a product of two rows may be off.
