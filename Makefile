@@ -30,7 +30,7 @@ demo: $(demo)
 	OMP_NUM_THREADS=$$(nproc) $(python) -m fastcurv.cli demo
 
 test: $(dev) build
-	$(python) -m pytest tests
+	$(python) -m pytest tests -n auto --dist loadfile
 	$(python) -m pytest --doctest-modules fastcurv --doctest-ignore-import-errors -p no:cacheprovider
 
 bench: $(dev) build

@@ -141,7 +141,7 @@ def instance(symbol: str) -> Instance | None:
     pattern = r"void fastcurv::(\w+)_kernel<fastcurv::(\w+)Rule<([\w:]+), ([\w:]+), (\d)> ?>\(fastcurv::Args\)"
     if found := re.fullmatch(pattern, name):
         return Instance(*found.groups())
-    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<([\w:]+)>\(fastcurv::MatrixArgs\)", name)
+    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<([\w:]+)>\(fastcurv::(?:Matrix|Kron)Args\)", name)
     return Instance(found[1], "", found[2], "", "") if found else None
 
 

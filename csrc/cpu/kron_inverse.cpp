@@ -1,52 +1,31 @@
 // Inverses of symmetric positive definite matrices of any size, in float or double.
-//
-// Small ones have a thread each; all threads share those that would keep one busy after the others are done. What is
-// computed is the same either way.
-#include <omp.h>
-
 #include <algorithm>
-#include <cstdint>
-#include <memory>
-#include <numeric>
 #include <vector>
 
 #include "../fastcurv.h"
-#include "each_matrix.h"
 #include "simd.h"
 #include "sweep.h"
 
 namespace fastcurv {
 namespace {
 
-template <typename Real>
-class Buffer {
- public:
-  explicit Buffer(long long elements) : memory_(new Real[elements + kAlignment]) {}
-  Real* begin() const {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    return memory_.get() + (64 - address % 64) % 64 / sizeof(Real);
-  }
-
- private:
-  static constexpr long long kAlignment = 64 / sizeof(Real);
-  std::unique_ptr<Real[]> memory_;
-};
-
-// What the threads that share a matrix share: a padded copy of it, a sweep's room, and what they found.
+// What the threads that do a matrix share: a padded copy of it, a sweep's room, and what they found.
 template <typename Real>
 struct Room {
+  static constexpr long long kStrip = 64 / sizeof(Real), kMostRows = 64;
+
   Buffer<Real> a, z;
-  std::vector<char> is_finite;  // to each thread
+  std::vector<Buffer<Real>> gathered;  // each thread's
+  std::vector<char> is_finite;         // to each thread
   bool is_definite = false;
 
   // For matrices of up to n rows.
   Room(long long n, int threads)
-      : a(padded(n) * stride(n)), z(kMostRoom * (padded(n) + kMostRoom)), is_finite(threads) {}
-
-  static constexpr long long kStrip = 64 / sizeof(Real), kMostRoom = 64;
-  static long long padded(long long n) { return (n + kStrip - 1) / kStrip * kStrip; }
-  // Rows that are a power of two apart would meet in few sets of a cache.
-  static long long stride(long long n) { return padded(n) + (padded(n) % (8 * kStrip) == 0 ? kStrip : 0); }
+      : a(padded_rows<Real>(n) * padded_stride<Real>(n)),
+        z(kMostRows * (padded_rows<Real>(n) + kMostRows)),
+        is_finite(threads) {
+    for (int t = 0; t < threads; ++t) gathered.emplace_back(kMostRows * kStrip);
+  }
 
   bool all_finite(const Team& team) const {
     return std::all_of(is_finite.begin(), is_finite.begin() + team.size, [](char x) { return x != 0; });
@@ -64,11 +43,11 @@ template <typename Real, Simd kLevel>
 struct KronInverse {
   static constexpr long long kStrip = Room<Real>::kStrip;
   using Whole = Sweep<Real, kLevel>;
-  static_assert(kStrip % Whole::kStrip == 0 && Room<Real>::kMostRoom >= Whole::kLargeOuter);
+  static_assert(kStrip % Whole::kStrip == 0 && Room<Real>::kMostRows >= Whole::kLargeOuter);
 
-  static FC_INLINE void run(const Factor* factor, Room<Real>* room, Real* gathered, const Team* team) {
+  static FC_INLINE void run(const Factor* factor, Room<Real>* room, const Team* team) {
     const Factor& f = *factor;
-    const long long n = f.n, padded = room->padded(n), stride = room->stride(n);
+    const long long n = f.n, padded = padded_rows<Real>(n), stride = padded_stride<Real>(n);
     const Real* const in = static_cast<const Real*>(f.in);
     Real* const a = room->a.begin();
     double mean = 0.0;
@@ -79,7 +58,7 @@ struct KronInverse {
       if (team->rank == 0) room->is_definite = true;
       team->wait();
       if (!room->all_finite(*team)) return give_up(f, kNotFinite, *team);
-      Whole::run(padded, a, stride, room->z.begin(), gathered, &room->is_definite, *team);
+      Whole::run(padded, a, stride, room->z.begin(), room->gathered[team->rank].begin(), &room->is_definite, *team);
       const bool is_definite = room->is_definite;
       team->wait();  // before that is written again
       if (is_definite) {
@@ -152,41 +131,20 @@ struct KronInverse {
 
 template <typename Real>
 void run_list(const std::vector<Factor>& factors) {
-  const auto function =
-      Clones<KronInverse<Real, Simd::baseline>, KronInverse<Real, Simd::v3>,
-             KronInverse<Real, Simd::v4>>::template select<const Factor*, Room<Real>*, Real*, const Team*>();
-  std::vector<const Factor*> order;
-  double all = 0.0;
-  const auto flops = [](const Factor* f) { return static_cast<double>(f->n) * f->n * f->n; };
-  for (const Factor& f : factors) {
-    if (*f.info == 0) continue;
-    order.push_back(&f);
-    all += flops(&f);
-  }
-  std::stable_sort(order.begin(), order.end(), [](const Factor* x, const Factor* y) { return x->n > y->n; });
-  const int threads = all > kSerialFlops ? omp_get_max_threads() : 1;
-  size_t shared = 0;  // so many are shared by all threads
-  for (double rest = all; shared < order.size() && threads * flops(order[shared]) > rest; ++shared) {
-    if (threads == 1) break;
-    rest -= flops(order[shared]);
-  }
-  using OfLevel = Sweep<Real, Simd::v4>;
-  std::vector<Room<Real>> rooms;
-  std::vector<Buffer<Real>> gathered;
-  for (int t = 0; t < threads; ++t) {
-    const long long n = shared < order.size() ? order[shared]->n : 0;
-    rooms.emplace_back(t == 0 && shared ? order[0]->n : n, threads);
-    gathered.emplace_back(OfLevel::kGathered);
-  }
-#pragma omp parallel num_threads(threads)
-  {
-    const Team team = {omp_get_thread_num(), omp_get_num_threads()};
-    Real* const own = gathered[team.rank].begin();
-    for (size_t k = 0; k < shared; ++k) function(order[k], &rooms[0], own, &team);
-    const Team alone = {0, 1};
-#pragma omp for schedule(dynamic, 1)
-    for (size_t k = shared; k < order.size(); ++k) function(order[k], &rooms[team.rank], own, &alone);
-  }
+  const auto function = Clones<KronInverse<Real, Simd::baseline>, KronInverse<Real, Simd::v3>,
+                               KronInverse<Real, Simd::v4>>::template select<const Factor*, Room<Real>*, const Team*>();
+  std::vector<double> costs;
+  for (const Factor& f : factors) costs.push_back(*f.info == 0 ? 0.0 : static_cast<double>(f.n) * f.n * f.n);
+  on_teams(
+      costs,
+      [&](const std::vector<size_t>& numbers, int threads) {
+        long long n = 0;
+        for (size_t number : numbers) n = std::max(n, factors[number].n);
+        return Room<Real>(n, threads);
+      },
+      [&](size_t number, Room<Real>& room, const Team& team) {
+        if (*factors[number].info != 0) function(&factors[number], &room, &team);
+      });
 }
 
 }  // namespace

@@ -12,20 +12,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "teams.h"
 #include "tiles.h"
 
 namespace fastcurv {
-
-// The threads that share a matrix; they meet in wait().
-struct Team {
-  int rank, size;
-
-  FC_INLINE void wait() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
-};
 
 template <typename Real, Simd kLevel>
 struct Sweep {
@@ -137,7 +127,8 @@ struct Sweep {
       }
     }
     team.wait();
-    update(n, kFactor ? end : 0, end, count, a, stride, z, team);
+    T::add_triangle(kFactor ? end : 0, n, count, z, a, stride, team,
+                    [&](long long i) { return i < end ? Real(1) : Real(-1); });
     team.wait();
   }
 
@@ -154,26 +145,6 @@ struct Sweep {
         to[k * kStrip + c] = i < begin            ? a[(begin + k) * stride + i]
                              : i >= begin + count ? a[i * stride + begin + k]
                                                   : static_cast<Real>(i == begin + k);
-      }
-    }
-  }
-
-  // A_ij +- Z_i^T Z_j on and below the diagonal, from row `first` on; minus from row `end` on.
-  static FC_INLINE void update(long long n, long long first, long long end, long long count, Real* a, long long stride,
-                               const Real* z, const Team& team) {
-    const long long strips = n / kStrip;
-    // So many columns stay in the second cache while rows pass by.
-    const long long group =
-        std::max<long long>(1, (192 << 10) / (count * kStrip * static_cast<long long>(sizeof(Real))));
-    for (long long g = 0; g < strips; g += group) {
-      for (long long s = std::max(first / kStrip, g) + team.rank; s < strips; s += team.size) {
-        const long long last = std::min(g + group, s + 1);
-        for (long long c = g; c < last; ++c) {
-          for (long long i = std::max(first, s * kStrip); i < (s + 1) * kStrip; i += T::kTall) {
-            T::add(count, z + s * count * kStrip + i % kStrip, z + c * count * kStrip, i < end ? Real(1) : Real(-1),
-                   a + i * stride + c * kStrip, stride);
-          }
-        }
       }
     }
   }

@@ -3,8 +3,11 @@
 // What is multiplied lies in strips: kStrip columns of row 0, then of row 1, and so on, then the next columns. A
 // product X^T Y takes kTall columns of a strip of X and all of a strip of Y at a time.
 #pragma once
+#include <algorithm>
+
 #include "../numeric.h"
 #include "simd.h"
+#include "teams.h"
 
 namespace fastcurv {
 
@@ -15,6 +18,8 @@ struct Tiles {
   static constexpr int kVectors = kLevel == Simd::v4 ? 1 : 2;
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(Real));
   static constexpr int kStrip = kLanes * kVectors;
+  // Elements of strips that stay in the second cache while others pass by.
+  static constexpr long long kCached = (192 << 10) / sizeof(Real);
   using Vector __attribute__((vector_size(kBytes), aligned(sizeof(Real)), may_alias)) = Real;
 
   static FC_INLINE Vector* at(Real* to) { return reinterpret_cast<Vector*>(to); }
@@ -41,6 +46,24 @@ struct Tiles {
     product(depth, left, 1, kStrip, right, sums);
     for (int r = 0; r < kTall; ++r) {
       for (int v = 0; v < kVectors; ++v) *at(to + r * stride + v * kLanes) += sign * sums[r][v];
+    }
+  }
+
+  // to_ij += factor(i) Z_i^T Z_j for rows i = first, ..., n - 1 on and below the diagonal, and in some tiles above it.
+  // Both are multiples of kTall, and n of kStrip.
+  template <typename Factor>
+  static FC_INLINE void add_triangle(long long first, long long n, long long depth, const Real* z, Real* to,
+                                     long long stride, const Team& team, const Factor& factor) {
+    const long long strips = n / kStrip, group = std::max(1ll, kCached / (depth * kStrip));
+    for (long long g = 0; g < strips; g += group) {
+      for (long long s = std::max(first / kStrip, g) + team.rank; s < strips; s += team.size) {
+        for (long long c = g; c < std::min(g + group, s + 1); ++c) {
+          for (long long i = std::max(first, s * kStrip); i < (s + 1) * kStrip; i += kTall) {
+            add(depth, z + s * depth * kStrip + i % kStrip, z + c * depth * kStrip, factor(i),
+                to + i * stride + c * kStrip, stride);
+          }
+        }
+      }
     }
   }
 };

@@ -14,9 +14,13 @@ int launch(const void* kernel, int blocks, int threads, int shared_bytes, const 
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return reported(guard.error());
   if (shared_bytes > kSharedBytes) {
-    // Always the same number: another thread may be about to launch the kernel.
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes);
+    // Always the same number, for another thread may be about to launch the kernel: all that is left beside what the
+    // kernel has anyway.
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return reported(error);
+    const int most = kMostSharedBytes - static_cast<int>(attributes.sharedSizeBytes);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return reported(error);
   }
   void* parameters[] = {const_cast<void*>(args)};

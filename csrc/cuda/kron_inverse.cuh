@@ -156,11 +156,11 @@ struct KronInverse {
                     : j >= begin + count   ? f.to()[j * f.n + begin + k]
                                            : static_cast<T>(k == j - begin);
       }
-#pragma unroll
+#pragma unroll 1  // or the compiler keeps more of the inverse than it has registers for
       for (int r = 0; r < kRows; ++r) {
         T sum = T(0);
 #pragma unroll
-        for (int k = 0; k <= r; ++k) sum = multiply_add(shared.inverse[r][k], column[k], sum);
+        for (int k = 0; k < kRows; ++k) sum = multiply_add(shared.inverse[r][k], column[k], sum);
         z[r * stride + j] = sum;
       }
     }
@@ -202,7 +202,7 @@ struct KronInverse {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kMatrixThreads, 2) kron_inverse_kernel(KronArgs args) {
+__global__ void __launch_bounds__(kMatrixThreads, sizeof(T) == 8 ? 1 : 2) kron_inverse_kernel(KronArgs args) {
   FC_DYNAMIC_SHARED(double, shared);
   const typename KronInverse<T>::BlockFactor f(args);
   if (*f.info != 0) KronInverse<T>::run(f, reinterpret_cast<T*>(shared));
