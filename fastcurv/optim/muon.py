@@ -196,7 +196,10 @@ class Muon(_AdamFamily):
         super()._step()
 
     def _prepare(self, group: dict[str, Any]) -> list[partial[None]]:
-        return self._updates(group) if group[SWITCH] else super()._prepare(group)
+        if not group[SWITCH]:
+            return super()._prepare(group)
+        self._keep_state()
+        return self._updates(group)
 
     def _trace(self, group: dict[str, Any]) -> None:
         if not group[SWITCH]:
@@ -211,7 +214,6 @@ class Muon(_AdamFamily):
         for index, param in enumerate(group["params"]):
             if param.grad is not None:
                 members.setdefault((param.device, param.dtype), []).append(index)
-        self._keep_state()
         updates: list[partial[None]] = []
         number = next(i for i, other in enumerate(self.param_groups) if other is group)
         for (device, _), indices in members.items():
