@@ -19,6 +19,9 @@ MATRIX_OPS = ("gram_schmidt", "newton_schulz", "polar")
 KRON_OPS = ("kron_inverse",)
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
+# What a back end has no kernel for.
+WITHOUT = {("kron_inverse", "triton"): "has no Triton kernel: a factorisation is a chain of small panels"}
+
 # Elements per chunk of the chunk table. cuda: small enough that a list of 1e8 elements gives every block a dozen chunks
 # (not yet measured on a GPU). cpp splits by elements itself. triton: one program per chunk.
 CHUNK_ELEMENTS = {"cuda": 16384, "triton": 8192, "cpp": 1 << 40}
@@ -83,6 +86,8 @@ def unusable(op: str, backend: str, device: torch.device) -> str:
         return f"unknown; expected one of {', '.join(BACKENDS)}"
     if backend == "reference":
         return ""
+    if (op, backend) in WITHOUT:
+        return WITHOUT[op, backend]
     if backend == "cpp":
         return _native_or_reason()[1] if device.type == "cpu" else f"needs tensors on the CPU, got {device}"
     if backend == "cuda":

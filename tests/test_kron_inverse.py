@@ -274,6 +274,7 @@ def test_layouts(generator):
     ({"previous": [torch.eye(2), torch.eye(4)]}, ValueError, r"previous\[1\]: expected shape \(3, 3\) like factors\[1\]"),
     ({"previous": [torch.eye(2), torch.eye(3).double()]}, ValueError, r"previous\[1\]: expected torch.float32 on cpu like factors\[1\]"),
     ({"backend": "mkl"}, ValueError, "unknown; expected one of cuda, triton, cpp, reference"),
+    ({"backend": "triton"}, ValueError, "backend='triton' cannot run kron_inverse on cpu: has no Triton kernel"),
     ({"backend": "cuda"}, ValueError, "backend='cuda' cannot run kron_inverse on cpu"),
 ])  # fmt: skip
 def test_errors(change, error, match):

@@ -171,6 +171,6 @@ def test_import_needs_no_native_extension():
 def test_backends_table():
     rows = fastcurv.backends()
     assert {(r.op, r.backend) for r in rows} == {
-        (op, b) for op in _backend.OPS + _backend.MATRIX_OPS for b in _backend.BACKENDS
+        (op, b) for op in _backend.OPS + _backend.MATRIX_OPS + _backend.KRON_OPS for b in _backend.BACKENDS
     }
     assert all(bool(r.reason) != r.available for r in rows)
