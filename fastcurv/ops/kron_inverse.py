@@ -51,9 +51,9 @@ def kron_inverse(
     Example:
         >>> import torch
         >>> from fastcurv.ops import kron_inverse
-        >>> (inverse,), info = kron_inverse([torch.tensor([[3.0, 2.0], [2.0, 3.0]])], damping=1.0)
-        >>> inverse * 12, info
-        (tensor([[ 4., -2.],
+        >>> (inverse,), info = kron_inverse([torch.tensor([[3.0, 2.0], [2.0, 4.0]])], damping=1.0)
+        >>> 16 * inverse, info
+        (tensor([[ 5., -2.],
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
     factors = list(factors) if not isinstance(factors, Tensor) else factors
