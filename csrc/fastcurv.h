@@ -24,6 +24,7 @@ void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const s
                        long long spectral, double eps);
 
 void kron_inverse_cpu(const std::vector<Factor>& factors, Dtype dtype);
+void kron_root_cpu(const std::vector<Factor>& factors, Dtype dtype, long long p);
 
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the
 // exclusive or of all bytes of the lists that are only read.
@@ -55,7 +56,7 @@ CudaOp adam_cuda, lamb_cuda, lars_cuda, lookahead_cuda, nero_cuda, ranger_cuda, 
 using CudaMatrixKernel = void (*)(MatrixArgs);
 CudaMatrixKernel gram_schmidt_cuda(Dtype dtype), newton_schulz_cuda(Dtype dtype);
 using CudaKronKernel = void (*)(KronArgs);
-CudaKronKernel kron_inverse_cuda(Dtype dtype);
+CudaKronKernel kron_inverse_cuda(Dtype dtype), kron_root_cuda(Dtype dtype);
 
 // cuda/device.cu: launches one of them; returns a CUDA error code.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);

@@ -23,6 +23,7 @@ constexpr int kJitters = 3;
 
 struct KronArgs {
   Factor factors[kMatricesPerLaunch];
+  long long p;  // kron_root: of which root
 };
 static_assert(sizeof(KronArgs) <= 4096, "no more is passed to a kernel on every architecture");
 

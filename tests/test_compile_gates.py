@@ -61,7 +61,7 @@ ACCESSES = {
 WITH_SUMS = {"Ranger", "Nero", "Lars", "Lamb"}
 DTYPE_PAIRS = 5
 # Kernels on matrices, and for how many dtypes there are instances. Their dot products contract.
-ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_inverse": 2}
+ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_inverse": 2, "kron_root": 2}
 
 
 def wide_accesses(instance: "Instance") -> tuple[int, int]:

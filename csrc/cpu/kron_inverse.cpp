@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../fastcurv.h"
+#include "factors.h"
 #include "simd.h"
 #include "sweep.h"
 
@@ -16,28 +17,17 @@ struct Room {
 
   Buffer<Real> a, z;
   std::vector<Buffer<Real>> gathered;  // each thread's
-  std::vector<char> is_finite;         // to each thread
+  Finite finite;
   bool is_definite = false;
 
   // For matrices of up to n rows.
   Room(long long n, int threads)
       : a(padded_rows<Real>(n) * padded_stride<Real>(n)),
         z(kMostRows * (padded_rows<Real>(n) + kMostRows)),
-        is_finite(threads) {
+        finite(threads) {
     for (int t = 0; t < threads; ++t) gathered.emplace_back(kMostRows * kStrip);
   }
-
-  bool all_finite(const Team& team) const {
-    return std::all_of(is_finite.begin(), is_finite.begin() + team.size, [](char x) { return x != 0; });
-  }
 };
-
-FC_INLINE bool is_infinite(float x) { return (float_to_bits(x) & 0x7f800000u) == 0x7f800000u; }
-FC_INLINE bool is_infinite(double x) {
-  unsigned long long bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return (bits & 0x7ff0000000000000ull) == 0x7ff0000000000000ull;
-}
 
 template <typename Real, Simd kLevel>
 struct KronInverse {
@@ -48,32 +38,16 @@ struct KronInverse {
   static FC_INLINE void run(const Factor* factor, Room<Real>* room, const Team* team) {
     const Factor& f = *factor;
     const long long n = f.n, padded = padded_rows<Real>(n), stride = padded_stride<Real>(n);
-    const Real* const in = static_cast<const Real*>(f.in);
     Real* const a = room->a.begin();
-    double mean = 0.0;
-    for (long long i = 0; i < n; ++i) mean += static_cast<double>(in[i * n + i]) / static_cast<double>(n);
-    double jitter = 0.0;
-    for (int tries = 0; tries <= kJitters; ++tries) {
-      room->is_finite[team->rank] = load(in, n, padded, static_cast<Real>(*f.damping + jitter), a, stride, *team);
+    attempt<Real>(f, *team, [&](Real shift) FC_INLINED {
       if (team->rank == 0) room->is_definite = true;
-      team->wait();
-      if (!room->all_finite(*team)) return give_up(f, kNotFinite, *team);
+      const bool is_read = load(static_cast<const Real*>(f.in), n, padded, shift, a, stride, *team);
+      if (!room->finite.all(is_read, *team)) return kNotFinite;
       Whole::run(padded, a, stride, room->z.begin(), room->gathered[team->rank].begin(), &room->is_definite, *team);
       const bool is_definite = room->is_definite;
-      team->wait();  // before that is written again
-      if (is_definite) {
-        room->is_finite[team->rank] = store(a, stride, n, static_cast<Real*>(f.out), *team);
-        team->wait();
-        const bool is_finite = room->all_finite(*team);
-        team->wait();
-        if (is_finite) {
-          if (team->rank == 0) *f.info = tries;
-          return;
-        }
-      }
-      jitter = jitter == 0.0 ? kJitter * mean : 10.0 * jitter;
-    }
-    give_up(f, kNoInverse, *team);
+      const bool is_stored = is_definite && store(a, stride, n, static_cast<Real*>(f.out), *team);
+      return room->finite.all(is_stored, *team) ? 0 : kNoInverse;
+    });
   }
 
  private:
@@ -114,37 +88,13 @@ struct KronInverse {
     }
     return !infinite;
   }
-
-  static FC_INLINE void give_up(const Factor& f, int info, const Team& team) {
-    Real* const out = static_cast<Real*>(f.out);
-    if (team.rank == 0) {
-      if (f.previous) {
-        std::copy_n(static_cast<const Real*>(f.previous), f.n * f.n, out);
-      } else {
-        std::fill_n(out, f.n * f.n, Real());
-      }
-      *f.info = info;
-    }
-    team.wait();
-  }
 };
 
 template <typename Real>
 void run_list(const std::vector<Factor>& factors) {
   const auto function = Clones<KronInverse<Real, Simd::baseline>, KronInverse<Real, Simd::v3>,
                                KronInverse<Real, Simd::v4>>::template select<const Factor*, Room<Real>*, const Team*>();
-  std::vector<double> costs;
-  for (const Factor& f : factors) costs.push_back(*f.info == 0 ? 0.0 : static_cast<double>(f.n) * f.n * f.n);
-  on_teams(
-      costs,
-      [&](const std::vector<size_t>& numbers, int threads) {
-        long long n = 0;
-        for (size_t number : numbers) n = std::max(n, factors[number].n);
-        return Room<Real>(n, threads);
-      },
-      [&](size_t number, Room<Real>& room, const Team& team) {
-        if (*factors[number].info != 0) function(&factors[number], &room, &team);
-      });
+  on_factors<Room<Real>>(factors, function);
 }
 
 }  // namespace

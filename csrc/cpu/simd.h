@@ -14,6 +14,9 @@ Simd simd();
 #define FC_TARGET(arch)
 #endif
 
+// Of a lambda inside such a loop: without it, it may be compiled for the baseline.
+#define FC_INLINED __attribute__((always_inline))
+
 // Loop::run must be always_inline: its body is then compiled with the target of the wrapper it lands in. Loops may
 // differ from level to level.
 template <typename Loop, typename LoopV3 = Loop, typename LoopV4 = Loop>

@@ -1,8 +1,7 @@
 // Inverses of symmetric positive definite matrices, one block to a matrix, in one sweep: see ../cpu/sweep.h for the
 // algorithm. The output is where it happens; what a block of rows is multiplied to lies in shared memory.
 #pragma once
-#include "kron.h"
-#include "matrices.cuh"
+#include "factors.cuh"
 
 namespace fastcurv {
 
@@ -17,34 +16,18 @@ struct KronInverse {
     int is_definite, is_infinite;
   };
 
-  // The factor of this block, in global memory, which the compiler must be told.
-  struct BlockFactor : Factor {
-    __device__ __forceinline__ explicit BlockFactor(const KronArgs& args) : Factor(args.factors[blockIdx.x]) {
-#if defined(__CUDA_ARCH__)
-      __builtin_assume(__isGlobal(in));
-      __builtin_assume(__isGlobal(out));
-      __builtin_assume(__isGlobal(info));
-      __builtin_assume(__isGlobal(damping));
-#endif
-    }
-    __device__ __forceinline__ const T* from() const { return static_cast<const T*>(in); }
-    __device__ __forceinline__ T* to() const { return static_cast<T*>(out); }
-  };
-
-  static __device__ __forceinline__ bool is_finite(T x) { return x - x == T(0); }
+  using BlockFactor = fastcurv::BlockFactor<T>;
 
   static __device__ __forceinline__ void run(const BlockFactor& f, T* z) {
     __shared__ Shared shared;
-    double mean = 0.0;
-    for (long long i = threadIdx.x; i < f.n; i += kMatrixThreads) mean += f.from()[i * f.n + i];
-    mean = block_sum(mean) / static_cast<double>(f.n);
+    const double mean = f.mean_of_diagonal();
     double jitter = 0.0;
     for (int tries = 0; tries <= kJitters; ++tries) {
       if (threadIdx.x == 0) shared.is_definite = 1, shared.is_infinite = 0;
       __syncthreads();
       load(f, static_cast<T>(*f.damping + jitter), shared);
       __syncthreads();
-      if (shared.is_infinite) return give_up(f, kNotFinite);
+      if (shared.is_infinite) return f.give_up(kNotFinite);
       if (f.n <= most_rows(kFactorRows, sizeof(T))) {
         sweep<kFactorRows>(f, z, shared);
       } else {
@@ -61,7 +44,7 @@ struct KronInverse {
       jitter = jitter == 0.0 ? kJitter * mean : 10.0 * jitter;
       __syncthreads();  // nobody still asks whether it is finite
     }
-    give_up(f, kNoInverse);
+    f.give_up(kNoInverse);
   }
 
  private:
@@ -84,12 +67,6 @@ struct KronInverse {
       if (j <= i) infinite |= !is_finite(f.to()[e]);
     }
     if (infinite) shared.is_infinite = 1;
-  }
-
-  static __device__ __forceinline__ void give_up(const BlockFactor& f, int why) {
-    const T* const previous = static_cast<const T*>(f.previous);
-    for (long long e = threadIdx.x; e < f.n * f.n; e += kMatrixThreads) f.to()[e] = previous ? previous[e] : T(0);
-    if (threadIdx.x == 0) *f.info = why;
   }
 
   template <int kRows>

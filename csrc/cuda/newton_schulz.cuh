@@ -1,77 +1,17 @@
 // Newton-Schulz steps on each matrix of a list, one block to a matrix: see ../cpu/newton_schulz.cpp for the algorithm.
-//
-// Three squares in shared memory are all that steps need: a product is formed in registers, 16 entries to a thread, and
-// may then take the place of a factor.
+// Three squares in shared memory are all that steps need.
 #pragma once
-#include "matrices.cuh"
+#include "squares.cuh"
 
 namespace fastcurv {
 
 template <typename Storage, int blocks>
-struct NewtonSchulz {
-  static constexpr int kSide = kBlockSide * blocks, kStride = kSide + 1;
+struct NewtonSchulz : Squares<blocks> {
+  using Base = Squares<blocks>;
+  using Base::kSide, Base::multiply, Base::trace_of;
+  using typename Base::Entries;
+  using typename Base::Tile;
   using T = typename Compute<Storage>::type;
-
-  // A square matrix in shared memory, or as many columns of the one in global memory; zero where there are less.
-  struct Tile {
-    double* values;
-    __device__ __forceinline__ double& operator()(int i, int k) const { return values[i * kStride + k]; }
-  };
-
-  // A thread's entries of a square.
-  struct Entries {
-    double values[blocks][blocks] = {};
-
-    template <typename Visit>
-    __device__ __forceinline__ void each(const Visit& visit) {
-      const int row = threadIdx.x / kBlockSide, column = threadIdx.x % kBlockSide;
-#pragma unroll
-      for (int r = 0; r < blocks; ++r) {
-#pragma unroll
-        for (int q = 0; q < blocks; ++q) visit(row + kBlockSide * r, column + kBlockSide * q, values[r][q]);
-      }
-    }
-    __device__ __forceinline__ void to(const Tile& tile) {
-      each([&](int i, int j, double value) { tile(i, j) = value; });
-    }
-
-    // Adds left right, or left right^T.
-    template <bool is_transposed>
-    __device__ __forceinline__ void add_product(const Tile& left, const Tile& right, int depth) {
-      const int row = threadIdx.x / kBlockSide, column = threadIdx.x % kBlockSide;
-#pragma unroll 2
-      for (int k = 0; k < depth; ++k) {
-        double a[blocks], b[blocks];
-#pragma unroll
-        for (int r = 0; r < blocks; ++r) {
-          const int j = column + kBlockSide * r;
-          a[r] = left(row + kBlockSide * r, k);
-          b[r] = is_transposed ? right(j, k) : right(k, j);
-        }
-#pragma unroll
-        for (int r = 0; r < blocks; ++r) {
-#pragma unroll
-          for (int q = 0; q < blocks; ++q) values[r][q] = multiply_add(a[r], b[q], values[r][q]);
-        }
-      }
-    }
-  };
-
-  // out = left right; `out` may be one of them.
-  static __device__ __forceinline__ void multiply(const Tile& left, const Tile& right, const Tile& out, int small) {
-    Entries product;
-    product.template add_product<false>(left, right, small);
-    __syncthreads();  // nobody still reads what is written now
-    product.to(out);
-    __syncthreads();
-  }
-
-  // All threads take it: that is no slower than if one did.
-  static __device__ __forceinline__ double trace_of(const Tile& tile, int small) {
-    double trace = 0.0;
-    for (int i = 0; i < small; ++i) trace += tile(i, i);
-    return trace;
-  }
 
   // Panels alternate between a tile and the one behind it, so that some threads may fill one while others still read
   // the other. By arithmetic: of pointers that are swapped the compiler does not know that they are to shared memory.
@@ -176,13 +116,8 @@ template <typename Storage>
 __global__ void __launch_bounds__(kMatrixThreads, 2) newton_schulz_kernel(MatrixArgs args) {
   FC_DYNAMIC_SHARED(double, shared);
   const BlockMatrix<Storage> m(args);
-  static_assert(kMostBlocks == 4, "a case for each");
-  switch ((m.small() + kBlockSide - 1) / kBlockSide) {
-    case 1: return NewtonSchulz<Storage, 1>::run(m, args, shared);
-    case 2: return NewtonSchulz<Storage, 2>::run(m, args, shared);
-    case 3: return NewtonSchulz<Storage, 3>::run(m, args, shared);
-    case 4: return NewtonSchulz<Storage, 4>::run(m, args, shared);
-  }
+  with_squares(m.small(),
+               [&](auto squares) { NewtonSchulz<Storage, decltype(squares)::kBlocks>::run(m, args, shared); });
 }
 
 }  // namespace fastcurv

@@ -71,6 +71,12 @@ def _is_square(matrix: Any, first: Tensor) -> bool:
     )
 
 
+def check_method(method: str, known: Sequence[str]) -> None:
+    """Raises ValueError unless a method is one of those known."""
+    if method not in known:
+        raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
+
+
 def dampings(damping: float | Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """What is added to the diagonal of each of some matrices, float64 on their device.
 
@@ -89,3 +95,9 @@ def dampings(damping: float | Tensor, matrices: Sequence[Tensor]) -> Tensor:
     if matrices and damping.device != device:
         raise ValueError(f"damping: expected a tensor on {device} like factors, got {damping.device}")
     return damping.detach().to(torch.float64).reshape(-1).expand(len(matrices)).contiguous()
+
+
+def fake(matrices: list[Tensor], damping: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Tensors like the results for a list of factors, and like their `info`."""
+    info = torch.empty(len(matrices), dtype=torch.int32, device=damping.device)
+    return [torch.empty_like(matrix, memory_format=torch.contiguous_format) for matrix in matrices], info

@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from fastcurv import _alloc, _backend, _library
-from fastcurv.ops import _kron, _matrices
+from fastcurv.ops import _kron, _matrices, kron_eigh
+from fastcurv.ops.kron_root import kron_root
+
+METHODS = ("cholesky", "newton", "eigh")
 
 # On a GPU, larger matrices are done by torch's calls, which are near their peak there (not yet measured on a GPU).
 VENDOR = 576
 
 
 def kron_inverse(
-    factors: Sequence[Tensor],
+    factors: Sequence[Tensor] | kron_eigh.Eigen,
     damping: float | Tensor = 0.0,
     *,
     previous: Sequence[Tensor] | None = None,
+    method: str = "cholesky",
     backend: str | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Inverts M + damping I for each symmetric positive definite M of a list.
@@ -30,10 +34,13 @@ def kron_inverse(
 
     Args:
         factors: Square matrices (n, n) of any sizes, of one dtype (float32 or float64) and device. Read only, and of
-            what is read to invert them only what is on and below the diagonal.
+            what is read to invert them only what is on and below the diagonal; or what `kron_eigh` made of them, with
+            `method="eigh"`.
         damping: What is added to the diagonals: a number, or a float32 or float64 tensor on the device of the factors,
             with one element or one for each factor. It is read where it is: a GPU is not waited for.
         previous: Inverses that take the place of those that cannot be had; None: zeros.
+        method: "cholesky"; "newton": products alone, from the previous inverse where that is near; or "eigh": by
+            eigenvalues, which `kron_eigh` keeps for other dampings. The last two are `kron_root` with p = 1.
         backend: `cuda`, `cpp`, `reference`, or None for the best that can run.
 
     Returns:
@@ -56,6 +63,10 @@ def kron_inverse(
         (tensor([[ 5., -2.],
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
+    _kron.check_method(method, METHODS)
+    if method != "cholesky" or isinstance(factors, kron_eigh.Eigen):
+        method = "newton" if method == "cholesky" else method  # an Eigen is refused there
+        return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
@@ -109,15 +120,8 @@ def _registered(
     return _inverted(matrices, _kron.dampings(damping, matrices), before, backend)
 
 
-def _fake(
-    factors: list[Tensor], damping: Tensor, previous: list[Tensor], *, backend: str | None = None
-) -> tuple[list[Tensor], Tensor]:
-    info = torch.empty(len(factors), dtype=torch.int32, device=damping.device)
-    return [torch.empty_like(factor, memory_format=torch.contiguous_format) for factor in factors], info
-
-
 _dispatch = _library.register(
     "kron_inverse(Tensor[] factors, Tensor damping, Tensor[] previous, *, str? backend=None) -> (Tensor[], Tensor)",
     _registered,
-    _fake,
+    lambda factors, damping, previous, *, backend=None: _kron.fake(factors, damping),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,3 +41,46 @@ def rectification(beta2: float, t: float) -> tuple[float, float]:
     if rho <= 4:
         return rho, 1.0
     return rho, ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
+
+
+def solve_damped(
+    solve: Callable[[Tensor], Tensor | None],
+    factors: list[Tensor],
+    outs: list[Tensor],
+    previous: list[Tensor],
+    info: Tensor,
+    damping: Tensor,
+) -> None:
+    r"""Solves with :math:`M + \lambda I` for every factor M whose `info` is not 0.
+
+    Where that fails, :math:`\lambda` grows by :math:`10^{-6}` times the mean of the diagonal of M, then by ten and a
+    hundred times that. `info` receives the number of these tries; -1 where all failed, or -2 where
+    :math:`M + \lambda I` is not finite: the result is then the previous one, or zero if there is none.
+
+    Args:
+        solve: From a symmetric, finite matrix to its result, or None where there is none.
+        factors: Square matrices, of which what is on and below the diagonal counts.
+        outs: Written: the results.
+        previous: One for each, or nothing.
+        info: Written.
+        damping: One for each.
+    """
+    for i, factor in enumerate(factors):
+        if info[i] == 0:
+            continue
+        mean = factor.diagonal().double().mean().item()
+        symmetric = factor.tril() + factor.tril(-1).mT
+        info[i] = -1
+        for tries in range(4):
+            damped = symmetric.clone()
+            damped.diagonal().add_(damping[i].item() + (10.0 ** (tries - 7) * mean if tries else 0.0))
+            if not (damped.isfinite().all() and factor.isfinite().all()):
+                info[i] = -2
+                break
+            result = solve(damped)
+            if result is not None and result.isfinite().all():
+                info[i] = tries
+                outs[i].copy_(result)
+                break
+        if info[i] < 0:
+            outs[i].copy_(previous[i] if previous else torch.zeros_like(factor))

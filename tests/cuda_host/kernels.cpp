@@ -4,6 +4,7 @@
 #include "adam.cuh"
 #include "gram_schmidt.cuh"
 #include "kron_inverse.cuh"
+#include "kron_root.cuh"
 #include "lamb.cuh"
 #include "lars.cuh"
 #include "lookahead.cuh"
@@ -46,4 +47,6 @@ const std::vector<cuda_host::Kernel> cuda_host::kernels = {
     MATRIX(gram_schmidt_kernel, double),
     MATRIX(kron_inverse_kernel, float),
     MATRIX(kron_inverse_kernel, double),
+    MATRIX(kron_root_kernel, float),
+    MATRIX(kron_root_kernel, double),
 };

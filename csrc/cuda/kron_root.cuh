@@ -1,0 +1,110 @@
+// Inverse roots of small symmetric positive definite matrices, one block to a matrix, by coupled Newton iteration: see
+// ../cpu/kron_root.cpp for the algorithm. Three squares of doubles in shared memory are all that it needs.
+#pragma once
+#include "factors.cuh"
+#include "squares.cuh"
+
+namespace fastcurv {
+
+template <typename T, int blocks>
+struct KronRoot : Squares<blocks> {
+  using Base = Squares<blocks>;
+  using Base::multiply;
+  using typename Base::Entries;
+  using typename Base::Tile;
+  // Eigenvalues of the size of rounding take 61 steps. What is left after the last is about the square of this.
+  static constexpr int kMostSteps = 80;
+  static constexpr double kSmall = 0x1p-27;
+
+  static __device__ __forceinline__ void run(const BlockFactor<T>& f, long long p, double* shared) {
+    const Tile m = {shared}, x = {m.values + tile_size(blocks)}, t = {x.values + tile_size(blocks)};
+    const double mean = f.mean_of_diagonal();
+    double jitter = 0.0;
+    for (int tries = 0; tries <= kJitters; ++tries) {
+      __syncthreads();  // nobody still takes a sum, or stores a result
+      if (load(f, *f.damping + jitter, m) > 0.0) return f.give_up(kNotFinite);
+      const double z = find(f, p, m, x, t);
+      if (z > 0.0 && store(f, x, pow(z, 1.0 / static_cast<double>(p))) == 0.0) {
+        if (threadIdx.x == 0) *f.info = tries;
+        return;
+      }
+      jitter = jitter == 0.0 ? kJitter * mean : 10.0 * jitter;
+    }
+    __syncthreads();
+    f.give_up(kNoInverse);
+  }
+
+ private:
+  // What is on and below the diagonal, mirrored, with zeros around; returns how many elements are not finite.
+  static __device__ __forceinline__ double load(const BlockFactor<T>& f, double shift, const Tile& to) {
+    double infinite = 0.0;
+    Entries().each([&](int i, int j, double) {
+      const bool is_inside = i < f.n && j < f.n;
+      const double value = !is_inside ? 0.0 : i < j ? f.from()[j * f.n + i] : f.from()[i * f.n + j];
+      to(i, j) = is_inside && i == j ? value + shift : value;
+      if (is_inside) infinite += !is_finite(f.from()[i * f.n + j]) || !is_finite(static_cast<T>(to(i, j)));
+    });
+    return block_sum(infinite);
+  }
+
+  // X over its factor at the start; returns z, or 0 if there is no root.
+  static __device__ __forceinline__ double find(const BlockFactor<T>& f, long long p, const Tile& m, const Tile& x,
+                                                const Tile& t) {
+    const int n = static_cast<int>(f.n);
+    const double powers = static_cast<double>(p);
+    __syncthreads();
+    double square = 0.0;
+    Entries().each([&](int i, int j, double) { square += m(i, j) * m(i, j); });
+    const double norm = square_root(block_sum(square));
+    if (!(norm > 0.0)) return 0.0;
+    const double z = (powers + 1.0) / (2.0 * norm);
+    __syncthreads();
+    Entries().each([&](int i, int j, double) {
+      m(i, j) *= z;
+      x(i, j) = i == j && i < n ? 1.0 : 0.0;
+    });
+    for (int k = 0; k < kMostSteps; ++k) {
+      __syncthreads();
+      square = 0.0;
+      Entries().each([&](int i, int j, double) {
+        const double one = i == j && i < n ? 1.0 : 0.0;
+        square += (m(i, j) - one) * (m(i, j) - one);
+        t(i, j) = ((powers + 1.0) * one - m(i, j)) / powers;
+      });
+      const double error = square_root(block_sum(square));
+      // No eigenvalue of the difference is larger than p, unless one of M is below zero.
+      if (!(error <= (powers + 1.0) * static_cast<double>(n))) return 0.0;
+      __syncthreads();
+      multiply(x, t, x, n);
+      if (error < kSmall) return z;
+      for (long long q = p; q; q >>= 1) {
+        if (q & 1) multiply(t, m, m, n);
+        if (q > 1) multiply(t, t, t, n);
+      }
+    }
+    return 0.0;
+  }
+
+  // What is on and below the diagonal, mirrored; returns how many elements are not finite.
+  static __device__ __forceinline__ double store(const BlockFactor<T>& f, const Tile& x, double scale) {
+    double infinite = 0.0;
+    __syncthreads();
+    Entries().each([&](int i, int j, double) {
+      if (i >= f.n || j >= f.n) return;
+      const T value = static_cast<T>(scale * (i < j ? x(j, i) : x(i, j)));
+      f.to()[i * f.n + j] = value;
+      infinite += !is_finite(value);
+    });
+    return block_sum(infinite);
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kMatrixThreads, 1) kron_root_kernel(KronArgs args) {
+  FC_DYNAMIC_SHARED(double, shared);
+  const BlockFactor<T> f(args);
+  if (*f.info == 0) return;
+  with_squares(f.n, [&](auto squares) { KronRoot<T, decltype(squares)::kBlocks>::run(f, args.p, shared); });
+}
+
+}  // namespace fastcurv

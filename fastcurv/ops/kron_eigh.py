@@ -1,0 +1,132 @@
+"""Eigendecompositions of Kronecker factors, from which any damping and any power follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcurv import _alloc
+from fastcurv.ops import _kron, _matrices
+from fastcurv.ops.kron_factor import kron_factor_
+
+NOT_DEFINITE = -1
+TRIES = 4
+
+
+class Eigen(NamedTuple):
+    """What `kron_eigh` returns.
+
+    Attributes:
+        values: Of each factor its eigenvalues (n,), ascending.
+        vectors: Likewise eigenvectors (n, n), in columns.
+        info: int32, on the device: 0, -1 where the iteration did not converge, -2 where the factor holds NaN or
+            infinity.
+    """
+
+    values: list[Tensor]
+    vectors: list[Tensor]
+    info: Tensor
+
+
+def kron_eigh(factors: Sequence[Tensor]) -> Eigen:
+    """Eigenvalues and eigenvectors of each symmetric matrix of a list.
+
+    It is torch.linalg's: on the CPU small matrices have a thread each; on a GPU those of one size are one call, which
+    waits for the GPU.
+
+    Args:
+        factors: Square matrices (n, n) of one dtype (float32 or float64) and device, of which what is on and below the
+            diagonal is read.
+
+    Returns:
+        Values, vectors and info, to be given to `kron_inverse` or `kron_root` with `method="eigh"`.
+
+    Raises:
+        TypeError, ValueError: Naming argument and index.
+
+    Source: Martens (2016), section 6.6.3: one decomposition serves every damping; spec kfac 7.2.
+
+    Cost: about 9 n^3 flops, at a low rate.
+
+    Example:
+        >>> import torch
+        >>> from fastcurv.ops import kron_eigh, kron_inverse
+        >>> eigen = kron_eigh([torch.diag(torch.tensor([3.0, 1.0]))])
+        >>> kron_inverse(eigen, damping=1.0, method="eigh")[0][0].diagonal()
+        tensor([0.2500, 0.5000])
+    """
+    matrices = _kron.factors(factors)
+    device = matrices[0].device if matrices else None
+    info = _alloc.empty(len(matrices), dtype=torch.int32, device=device)
+    # Values in the first row, vectors below.
+    outs = [_alloc.empty(len(m) + 1, len(m), dtype=m.dtype, device=m.device) for m in matrices]
+    with torch.no_grad():
+        if device is not None and device.type == "cpu":
+            _matrices.each(_decompose, matrices, outs, info)
+        else:
+            _decompose_batches(matrices, outs, info)
+    return Eigen([out[0] for out in outs], [out[1:] for out in outs], info)
+
+
+def _decompose(matrix: Tensor, out: Tensor) -> int:
+    try:
+        if not bool(matrix.isfinite().all()):
+            out.zero_()
+            return _matrices.NOT_FINITE
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        out.zero_()
+        return NOT_DEFINITE
+    out[0], out[1:] = values, vectors
+    return 0
+
+
+def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
+    sizes: dict[int, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        sizes.setdefault(len(matrix), []).append(i)
+    for indices in sizes.values():
+        batch = torch.stack([matrices[i] for i in indices])
+        finite = batch.isfinite().all(dim=2).all(dim=1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], batch, 0.0))
+        numbers = _matrices.numbers(tuple(indices), batch.device)
+        info.index_copy_(0, numbers, torch.where(finite, 0, _matrices.NOT_FINITE).int())
+        for i, value, vector in zip(indices, values, vectors, strict=True):
+            outs[i][0], outs[i][1:] = value, vector
+
+
+def root(
+    eigen: Eigen, damping: Tensor, previous: list[Tensor], p: int, backend: str | None
+) -> tuple[list[Tensor], Tensor]:
+    """(M + damping I)^(-1/p) from a decomposition of M, with the policies of `kron_inverse`.
+
+    It is S S^T with S = Q (values + damping)^(-1/(2 p)): symmetric to the bit, by half a product. What fails has no S,
+    and `kron_factor_` leaves it as it was.
+    """
+    values, vectors, found = eigen
+    roots = [v.clone() for v in previous] if previous else [torch.zeros_like(v) for v in vectors]
+    full = [i for i, value in enumerate(values) if len(value)]
+    info = torch.zeros_like(found)
+    if not full:
+        return roots, info
+    numbers = _matrices.numbers(tuple(full), found.device)
+    found, damping = found.index_select(0, numbers), damping.index_select(0, numbers)
+    least = torch.stack([values[i].amin() for i in full]).double()
+    mean = torch.stack([values[i].mean() for i in full]).double()
+    jitters = torch.tensor([0.0, *(10.0 ** (tries - 7) for tries in range(1, TRIES))], dtype=torch.float64)
+    shifts = damping[:, None] + mean[:, None] * jitters.to(mean.device)
+    positive = (least[:, None] + shifts > 0) & (found == 0)[:, None]
+    tries = positive.int().argmax(dim=1)
+    shift = torch.where(positive.any(dim=1), shifts.gather(1, tries[:, None])[:, 0], torch.nan)
+    halves = [
+        (vectors[i] * ((values[i].double() + s) ** (-0.5 / p)).to(vectors[i].dtype)).mT.contiguous()
+        for i, s in zip(full, shift, strict=True)
+    ]
+    dtype = vectors[0].dtype
+    _, failed = kron_factor_([roots[i] for i in full], halves, scale=1.0, dtype=dtype, backend=backend)
+    result = torch.where(failed == 0, tries, torch.where(torch.isfinite(damping), NOT_DEFINITE, _matrices.NOT_FINITE))
+    result = torch.where(found < 0, found, result)
+    return roots, info.index_copy(0, numbers, result.int())
