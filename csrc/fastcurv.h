@@ -26,6 +26,9 @@ void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const s
 void kron_inverse_cpu(const std::vector<Factor>& factors, Dtype dtype);
 void kron_root_cpu(const std::vector<Factor>& factors, Dtype dtype, long long p);
 
+// `samples`: their dtype; `sums`: that of sums, at least float64 where samples are.
+void kron_factor_cpu(const std::vector<Statistic>& statistics, Dtype samples, Dtype sums);
+
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the
 // exclusive or of all bytes of the lists that are only read.
 struct StreamList {
@@ -57,12 +60,19 @@ using CudaMatrixKernel = void (*)(MatrixArgs);
 CudaMatrixKernel gram_schmidt_cuda(Dtype dtype), newton_schulz_cuda(Dtype dtype);
 using CudaKronKernel = void (*)(KronArgs);
 CudaKronKernel kron_inverse_cuda(Dtype dtype), kron_root_cuda(Dtype dtype);
+using CudaStatisticKernel = void (*)(StatisticArgs);
+// A block for each tile and part of the samples, then one for each tile.
+struct CudaStatisticKernels {
+  CudaStatisticKernel sums, update;
+};
+CudaStatisticKernels kron_factor_cuda(Dtype samples, Dtype sums);
 
 // cuda/device.cu: launches one of them; returns a CUDA error code.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);
 int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const MatrixArgs& args, int device,
                 void* stream);
 int cuda_launch(CudaKronKernel kernel, int blocks, int shared_bytes, const KronArgs& args, int device, void* stream);
+int cuda_launch(CudaStatisticKernel kernel, int blocks, const StatisticArgs& args, int device, void* stream);
 #endif
 
 }  // namespace fastcurv

@@ -156,6 +156,22 @@ def sgd_kernel(*args: object, **kwargs: object) -> _Launches: ...
 def on_threads(function: Callable[[int], object], count: int) -> None: ...
 
 # Ops on each matrix of a list.
+def kron_factor_(
+    factors: list[Tensor],
+    inputs: list[Tensor],
+    others: list[Tensor],
+    traces: Tensor,
+    info: Tensor,
+    workspace: Tensor,
+    *,
+    decay: float,
+    scale: list[float],
+    has_ones: bool,
+    patches: list[list[int]],
+    dtype: torch.dtype,
+) -> None: ...
+def kron_factor_kernel(*args: object, **kwargs: object) -> _Launches: ...
+def kron_factor_workspace(*args: object, **kwargs: object) -> int: ...
 def kron_inverse(
     factors: list[Tensor], inverses: list[Tensor], previous: list[Tensor], info: Tensor, damping: Tensor
 ) -> None: ...

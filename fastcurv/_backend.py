@@ -16,7 +16,9 @@ import torch
 # In place, over lists of tensors; on each matrix of a list; and on Kronecker factors.
 OPS = ("adam", "lamb", "lars", "lookahead", "nero", "ranger", "sgd")
 MATRIX_OPS = ("gram_schmidt", "newton_schulz", "polar")
-KRON_OPS = ("kron_inverse", "kron_root")
+KRON_OPS = ("kron_factor", "kron_inverse", "kron_root")
+# What works in place, and whose functions end in an underscore therefore.
+IN_PLACE = (*OPS, "kron_factor")
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
 # What a back end has no kernel for.
@@ -105,7 +107,7 @@ def unusable(op: str, backend: str, device: torch.device) -> str:
 def _load(op: str, backend: str, device: torch.device) -> Implementation:
     if op == "polar" and backend in ("cuda", "triton"):
         op = "newton_schulz"  # with a schedule that resolves every singular value that counts: ops/polar.py
-    name = f"{op}_" if op in OPS else op
+    name = f"{op}_" if op in IN_PLACE else op
     if backend in ("reference", "triton"):
         package = "fastcurv.reference" if backend == "reference" else "fastcurv.kernels"
         implementation = getattr(importlib.import_module(f"{package}.{op}"), name)

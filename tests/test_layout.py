@@ -34,8 +34,12 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("kron_inverse", "kernels/{}.py"): "a factorisation is a chain of small panels",
 }
 ALL_OPS = _backend.OPS + _backend.MATRIX_OPS + _backend.KRON_OPS
-# What is allocated and returned by an op, and an argument of its implementations.
-RETURNED = {"kron_inverse": ("inverses", "info"), "kron_root": ("roots", "info")}
+# What is allocated by an op, most of it to be returned, and an argument of its implementations.
+RETURNED = {
+    "kron_factor": ("traces", "info", "workspace"),
+    "kron_inverse": ("inverses", "info"),
+    "kron_root": ("roots", "info"),
+}
 # What the public calls it whose ways are ops.
 PUBLIC = {"orthogonalize", "kron_eigh"}
 
@@ -91,7 +95,7 @@ def test_device_code_includes_only_ours():
 
 
 def name_of(op):
-    return f"{op}_" if op in _backend.OPS else op  # what works in place ends in an underscore
+    return f"{op}_" if op in _backend.IN_PLACE else op
 
 
 @pytest.mark.parametrize("op", ALL_OPS)

@@ -2,6 +2,7 @@
 
 from fastcurv.ops.adam import adam_
 from fastcurv.ops.kron_eigh import Eigen, kron_eigh
+from fastcurv.ops.kron_factor import Patches, kron_factor_
 from fastcurv.ops.kron_inverse import kron_inverse
 from fastcurv.ops.kron_root import kron_root
 from fastcurv.ops.lamb import lamb_
@@ -12,4 +13,7 @@ from fastcurv.ops.orthogonalize import orthogonalize
 from fastcurv.ops.ranger import ranger_
 from fastcurv.ops.sgd import sgd_
 
-__all__ = ["Eigen", "adam_", "kron_eigh", "kron_inverse", "kron_root", "lamb_", "lars_", "lookahead_", "nero_", "orthogonalize", "ranger_", "sgd_"]
+__all__ = [
+    "Eigen", "Patches", "adam_", "kron_eigh", "kron_factor_", "kron_inverse", "kron_root", "lamb_", "lars_", "lookahead_",
+    "nero_", "orthogonalize", "ranger_", "sgd_",
+]  # fmt: skip

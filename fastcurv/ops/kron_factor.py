@@ -1,0 +1,227 @@
+"""The op `kron_factor_`: moving averages of the second moments of samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcurv import _alloc, _backend, _check, _library
+from fastcurv.ops import _kron
+
+_Pair = int | tuple[int, int]
+
+
+class Patches(NamedTuple):
+    """What a convolution sees of images (images, channels, height, width): a row for each position of its kernel.
+
+    Attributes:
+        kernel_size: Height and width, or one number for both; so for the others.
+        stride: Of the kernel.
+        padding: With zeros.
+        dilation: Of the kernel.
+    """
+
+    kernel_size: _Pair
+    stride: _Pair = 1
+    padding: _Pair = 0
+    dilation: _Pair = 1
+
+    def numbers(self) -> list[int]:
+        """All eight."""
+        return [n for value in self for n in (value if isinstance(value, tuple) else (value, value))]
+
+
+def kron_factor_(
+    factors: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    decay: float = 0.0,
+    *,
+    has_ones: bool = False,
+    patches: Sequence[Patches | None] | None = None,
+    others: Sequence[Tensor] | None = None,
+    scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Updates Kronecker factors: M becomes decay M + (1 - decay) X^T X / N for each of a list.
+
+    Args:
+        factors: Matrices (d, d), contiguous, float32, or float64 for float64 samples. Written; symmetric afterwards, to
+            the bit. With `decay` 0 it does not matter what stood there.
+        inputs: Samples X: tensors (..., d) of which all dimensions but the last count samples, N in all; with
+            `patches`, images. Of one dtype (float32, float64, bfloat16, float16) and device. Read only.
+        decay: What is kept of the factors, in [0, 1].
+        has_ones: Whether each sample has a one behind it, the homogeneous coordinate that stands for the bias; d then
+            counts it, the samples do not hold it.
+        patches: For each input None, or what a convolution sees of it; d is then channels times kernel height times
+            kernel width, in the order of the convolution's weight.
+        others: Samples Y for cross factors X^T Y (d, e), which are not symmetric; None: Y is X.
+        scale: What takes the place of 1 / N.
+        dtype: Of sums, torch.float32 or torch.float64.
+        backend: `cpp`, `reference`, or None for the best that can run.
+
+    Returns:
+        The traces of what the factors have become, float64, one for each (0 for cross factors), and int32 elements: 0,
+        or -2 where samples held NaN or infinity, or their squares are beyond the dtype, and the factor is what it was.
+
+    Raises:
+        TypeError, ValueError: Before anything is written, naming argument and index.
+
+    Source: Martens (2016), sections 6.3 and 6.5 (decay min(1 - 1/k, 0.95)), 6.4.3 (cross factors); spec kfac 2, 4 and
+    6. Grosse and Martens (2016) for convolutions.
+
+    Cost: N d^2 flops (half a product's), and 4 N d + 8 d^2 bytes for float32.
+
+    Example:
+        >>> import torch
+        >>> from fastcurv.ops import kron_factor_
+        >>> factor, x = torch.zeros(3, 3), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> traces, info = kron_factor_([factor], [x], has_ones=True)
+        >>> factor, traces
+        (tensor([[ 5.,  7.,  2.],
+                [ 7., 10.,  3.],
+                [ 2.,  3.,  1.]]), tensor([16.], dtype=torch.float64))
+    """
+    if dtype not in _kron.DTYPES:
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    _check.option("has_ones", has_ones, "bool")
+    _check.number("decay", decay)
+    if isinstance(decay, Tensor) or decay > 1:
+        raise ValueError(f"decay: expected a number in [0, 1], got {decay!r}")
+    if scale is not None:
+        _check.number("scale", scale)
+    seen = [p.numbers() if p else [] for p in patches] if patches is not None else [[] for _ in inputs]
+    xs = _samples(inputs, "inputs", seen)
+    ys = _samples(others, "others", seen) if others is not None else []
+    matrices = _written(factors, xs, ys, seen, has_ones)
+    counts = [_rows(x, patch) for x, patch in zip(xs, seen, strict=True)]
+    for i, (y, patch) in enumerate(zip(ys, seen, strict=False)):
+        if _rows(y, patch) != counts[i]:
+            raise ValueError(f"others[{i}]: expected {counts[i]} samples like inputs[{i}], got {_rows(y, patch)}")
+    scales = [(1.0 - decay) * (1.0 / n if scale is None else scale) for n in counts]
+    wide = torch.float64 if xs and xs[0].dtype == torch.float64 else dtype
+    flat = [number for patch in seen for number in patch or [0] * 8]
+    run = _dispatch if _library.must_dispatch(xs) else _updated
+    return run(  # type: ignore[no-any-return]
+        matrices, xs, ys, decay=decay, scale=scales, has_ones=has_ones, patches=flat, dtype=wide, backend=backend
+    )
+
+
+def _samples(tensors: Sequence[Tensor], name: str, patches: Sequence[list[int]]) -> list[Tensor]:
+    """Checks samples, and makes matrices of them, or contiguous images."""
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"{name}: expected a list of tensors, got a tensor; for one factor, give [samples]")
+    tensors = list(tensors)
+    if len(tensors) != len(patches):
+        raise ValueError(f"{name}: expected {len(patches)} tensors, one for each of patches, got {len(tensors)}")
+    found = []
+    for i, (tensor, patch) in enumerate(zip(tensors, patches, strict=True)):
+        where = f"{name}[{i}]"
+        _check.dense_tensor(tensor, where)
+        if tensor.dtype != tensors[0].dtype or tensor.device != tensors[0].device:
+            raise ValueError(
+                f"{where}: expected {tensors[0].dtype} on {tensors[0].device} like {name}[0], got {tensor.dtype} on "
+                f"{tensor.device}; one call takes one dtype and device"
+            )
+        if tensor.dim() != 4 if patch else tensor.dim() < 1:
+            wanted = "four dimensions (images, channels, height, width) with patches" if patch else "one dimension or more"
+            raise ValueError(f"{where}: expected {wanted}, got shape {tuple(tensor.shape)}")
+        samples = tensor.detach() if patch else tensor.detach().reshape(-1, tensor.shape[-1])
+        if _rows(samples, patch) < 1:
+            raise ValueError(f"{where}: expected one sample or more, got shape {tuple(tensor.shape)}")
+        found.append(samples.contiguous())
+    return found
+
+
+def _rows(samples: Tensor, patch: list[int]) -> int:
+    if not patch:
+        return len(samples)
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (patch[k : k + 2] for k in range(0, 8, 2))
+    height, width = samples.shape[2:]
+    down, across = height + 2 * ph - dh * (kh - 1) - 1, width + 2 * pw - dw * (kw - 1) - 1
+    if min(kh, kw, sh, sw, dh, dw) < 1 or min(ph, pw) < 0 or min(down, across) < 0:
+        raise ValueError(f"patches: expected a kernel that fits into padded images of {height} x {width}, got {patch}")
+    return len(samples) * (down // sh + 1) * (across // sw + 1)
+
+
+def _written(
+    factors: Sequence[Tensor], xs: list[Tensor], ys: list[Tensor], patches: list[list[int]], has_ones: bool
+) -> list[Tensor]:
+    """Checks what is written."""
+    if isinstance(factors, Tensor):
+        raise TypeError("factors: expected a list of tensors, got a tensor; for one factor, give [factor]")
+    factors = list(factors)
+    if len(factors) != len(xs) or len(ys) not in (0, len(xs)):
+        raise ValueError(f"factors: expected {len(xs)} tensors, one for each of inputs, got {len(factors)}")
+    addresses = set()
+    for i, (factor, x, patch) in enumerate(zip(factors, xs, patches, strict=True)):
+        where = f"factors[{i}]"
+        _check.dense_tensor(factor, where)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        shape = tuple(_columns(samples, patch) + has_ones for samples in (x, ys[i] if ys else x))
+        if factor.dtype != wide or factor.device != x.device:
+            raise ValueError(
+                f"{where}: expected {wide} on {x.device} for {x.dtype} inputs, got {factor.dtype} on {factor.device}"
+            )
+        if tuple(factor.shape) != shape or not factor.is_contiguous():
+            raise ValueError(
+                f"{where}: expected a contiguous matrix of shape {shape}, got shape {tuple(factor.shape)} with strides "
+                f"{tuple(factor.stride())}"
+            )
+        if not factor.is_meta and factor.numel() and factor.data_ptr() in addresses:
+            raise ValueError(f"{where}: shares memory with another of factors; each is written")
+        addresses.add(0 if factor.is_meta else factor.data_ptr())
+    return factors
+
+
+def _columns(samples: Tensor, patch: list[int]) -> int:
+    return samples.shape[1] * patch[0] * patch[1] if patch else samples.shape[1]
+
+
+def _updated(
+    factors: list[Tensor],
+    inputs: list[Tensor],
+    others: list[Tensor],
+    *,
+    decay: float,
+    scale: list[float],
+    has_ones: bool,
+    patches: list[int],
+    dtype: torch.dtype,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    traces, info = _results(factors)
+    if not factors:
+        return traces, info
+    name, implementation = _backend.choose("kron_factor", factors[0].device, backend)
+    info.zero_()
+    run = functools.partial(
+        implementation, decay=decay, scale=scale, has_ones=has_ones, dtype=dtype,
+        patches=[patches[k : k + 8] if patches[k] else [] for k in range(0, len(patches), 8)],
+    )  # fmt: skip
+    workspace = _alloc.empty(0, dtype=dtype, device=info.device)
+    if name == "cuda":
+        sized = functools.partial(_backend.native().kron_factor_workspace, **run.keywords)
+        elements = sized(factors, inputs, others, traces, info, workspace)
+        workspace = _alloc.empty(elements, dtype=dtype, device=info.device)
+    torch.autograd.graph.increment_version(factors)
+    run(factors, inputs, others, traces, info, workspace)
+    return traces, info
+
+
+def _results(factors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    device = factors[0].device if factors else None
+    traces = _alloc.empty(len(factors), dtype=torch.float64, device=device)
+    return traces, _alloc.empty(len(factors), dtype=torch.int32, device=device)
+
+
+_dispatch = _library.register(
+    "kron_factor_(Tensor(a!)[] factors, Tensor[] inputs, Tensor[] others, *, float decay, float[] scale, bool has_ones, "
+    "int[] patches, ScalarType dtype, str? backend=None) -> (Tensor, Tensor)",
+    _updated,
+    lambda factors, *_, **__: _results(factors),
+)

@@ -1,0 +1,207 @@
+"""The op `kron_factor_` against float64 products, torch's unfold, and closed forms."""
+
+import math
+
+import pytest
+import torch
+from cases import DEVICE
+from spectra import UNIT
+from torch.nn.functional import unfold
+
+from fastcurv import _backend
+from fastcurv.ops import Patches, kron_factor_
+
+BACKENDS = [*(["cpp"] if not _backend.unusable("kron_factor", "cpp", DEVICE) else []), "reference"]
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_dtype = pytest.mark.parametrize("dtype", list(UNIT))
+
+
+def samples(rows, columns, generator, dtype=torch.float32):
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+
+
+def rows_of(x, has_ones):
+    x = x.double()
+    return torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64, device=x.device)], dim=1) if has_ones else x
+
+
+def assert_factor(found, before, x, y, decay, scale, unit, has_ones=False):
+    """A sum of N products is off by less than N + 4 units of the sum of their sizes."""
+    x, y = rows_of(x, has_ones), rows_of(y, has_ones)
+    truth = (decay * before.double() if decay else 0.0) + (1 - decay) * scale * (x.mT @ y)
+    sizes = (decay * before.double().abs() if decay else 0.0) + (1 - decay) * scale * (x.abs().mT @ y.abs())
+    stored = 0.0 if found.dtype == torch.float64 else UNIT[torch.float32]
+    assert ((found.double() - truth).abs() <= ((len(x) + 4) * unit + 2 * stored) * sizes).all()
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("in_double", [False, True])
+@pytest.mark.parametrize("has_ones", [False, True])
+def test_second_moments(backend, dtype, in_double, has_ones, generator):
+    shapes = [(1, 1), (7, 5), (300, 16), (1000, 40), (64, 129), (513, 31)]
+    xs = [samples(*shape, generator, dtype) for shape in shapes]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    factors = []
+    for _, d in shapes:
+        m = torch.randn(d + has_ones, d + has_ones, generator=generator).to(DEVICE, wide)
+        factors.append(m + m.mT)
+    before, given = [m.clone() for m in factors], [x.clone() for x in xs]
+    traces, info = kron_factor_(
+        factors, xs, 0.75, has_ones=has_ones, backend=backend, dtype=torch.float64 if in_double else torch.float32
+    )
+    unit = UNIT[torch.float64] if in_double or dtype == torch.float64 else UNIT[torch.float32]
+    assert not info.any() and traces.dtype == torch.float64
+    for factor, old, x, same, trace in zip(factors, before, xs, given, traces, strict=True):
+        assert torch.equal(x, same) and torch.equal(factor, factor.mT)
+        assert_factor(factor, old, x, x, 0.75, 1 / len(x), unit, has_ones)
+        torch.testing.assert_close(trace, factor.diagonal().sum(dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("has_ones", [False, True])
+@pytest.mark.parametrize("kernel, stride, padding, dilation", [
+    (3, 1, 1, 1), (1, 1, 0, 1), ((3, 2), (2, 1), (0, 2), (1, 2)), (5, 3, 4, 1), ((1, 7), 1, (0, 3), 1),
+])  # fmt: skip
+def test_patches_of_convolutions(backend, dtype, has_ones, kernel, stride, padding, dilation, generator):
+    images = torch.randn(3, 4, 9, 11, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+    wide = images.double()
+    x = unfold(wide, kernel, dilation, padding, stride).mT.flatten(0, 1)
+    d = x.shape[1] + has_ones
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    factor = torch.full((d, d), math.nan, dtype=exact, device=DEVICE)
+    for given in (images, images.to(memory_format=torch.channels_last)):
+        kron_factor_(
+            [factor], [given], has_ones=has_ones, patches=[Patches(kernel, stride, padding, dilation)], backend=backend
+        )
+        assert_factor(factor, factor, x, x, 0.0, 1 / len(x), UNIT[exact], has_ones)
+
+
+@every_backend
+def test_the_weight_of_a_convolution_has_the_order_of_its_patches(backend, generator):
+    """The quadratic form of the factor is the mean square of what the convolution gives."""
+    conv = torch.nn.Conv2d(3, 1, (3, 2), padding=1, bias=True, dtype=torch.float64, device=DEVICE)
+    images = torch.randn(4, 3, 6, 5, generator=generator, dtype=torch.float64).to(DEVICE)
+    factor = torch.empty(19, 19, dtype=torch.float64, device=DEVICE)
+    kron_factor_([factor], [images], has_ones=True, patches=[Patches((3, 2), padding=1)], backend=backend)
+    weight = torch.cat([conv.weight.detach().flatten(), conv.bias.detach()])
+    torch.testing.assert_close(weight @ factor @ weight, conv(images).square().mean().detach(), rtol=1e-12, atol=0)
+
+
+@every_backend
+@pytest.mark.parametrize("has_ones", [False, True])
+def test_cross_factors(backend, has_ones, generator):
+    xs, ys = ([samples(300, d, generator) for d in widths] for widths in ((5, 40, 17), (9, 3, 50)))
+    before = [torch.randn(x.shape[1] + has_ones, y.shape[1] + has_ones, generator=generator).to(DEVICE) for x, y in zip(xs, ys, strict=True)]
+    factors = [m.clone() for m in before]
+    traces, info = kron_factor_(factors, xs, 0.5, others=ys, has_ones=has_ones, backend=backend)
+    assert not traces.any() and not info.any()
+    for factor, old, x, y in zip(factors, before, xs, ys, strict=True):
+        assert_factor(factor, old, x, y, 0.5, 1 / 300, UNIT[torch.float32], has_ones)
+
+
+@every_backend
+def test_alone_in_a_list_and_on_any_number_of_threads(backend, generator):
+    xs = [samples(n, d, generator) for n, d in ((600, 300), (50, 4), (300, 65), (900, 130))]
+
+    def updated(indices):
+        factors = [torch.eye(xs[i].shape[1], device=DEVICE) for i in indices]
+        kron_factor_(factors, [xs[i] for i in indices], 0.5, backend=backend)
+        return factors
+
+    together, before = updated(range(4)), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3) if backend == "cpp" else (before,):
+            torch.set_num_threads(threads)
+            for i in range(4):
+                assert torch.equal(updated([i])[0], together[i])
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_backend
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("crossed", [False, True])
+def test_what_is_not_finite_leaves_a_factor_as_it_was(backend, bad, crossed, generator):
+    xs = [samples(20, 6, generator) for _ in range(3)]
+    ys = [samples(20, 6, generator) for _ in range(3)] if crossed else None
+    xs[1][7, 2] = bad
+    if crossed and bad == 1e30:
+        ys[1][7, 3] = bad
+    factors = [torch.eye(6, device=DEVICE) for _ in range(3)]
+    traces, info = kron_factor_(factors, xs, 0.5, others=ys, backend=backend)
+    assert info.tolist() == [0, -2, 0] and torch.equal(factors[1], torch.eye(6, device=DEVICE))
+    assert crossed or traces[1] == 6
+    assert not torch.equal(factors[0], factors[1]) and factors[2].isfinite().all()
+
+
+@every_backend
+def test_samples_of_any_shape_and_layout_and_a_scale(backend, generator):
+    x = torch.randn(4, 5, 6, generator=generator).to(DEVICE)
+    flat, strided, scaled = (torch.empty(6, 6, device=DEVICE) for _ in range(3))
+    kron_factor_([flat], [x.reshape(20, 6)], backend=backend)
+    kron_factor_([strided], [x.movedim(0, 2).contiguous().movedim(2, 0)], backend=backend)
+    kron_factor_([scaled], [x], scale=0.5, backend=backend)
+    assert torch.equal(flat, strided)
+    torch.testing.assert_close(scaled, 10 * flat)
+    version = flat._version
+    kron_factor_([flat], [x], 0.5, backend=backend)
+    assert flat._version > version
+
+
+def arguments(**change):
+    given = {
+        "factors": [torch.eye(3), torch.eye(2)], "inputs": [torch.ones(4, 3), torch.ones(5, 2)], "decay": 0.5, **change,
+    }  # fmt: skip
+    return [given.pop("factors"), given.pop("inputs")], given
+
+
+@pytest.mark.parametrize("change, error, match", [
+    ({"inputs": torch.ones(4, 3)}, TypeError, "inputs: expected a list of tensors"),
+    ({"factors": torch.eye(3)}, TypeError, "factors: expected a list of tensors"),
+    ({"factors": [torch.eye(3)]}, ValueError, "factors: expected 2 tensors, one for each of inputs, got 1"),
+    ({"factors": [torch.eye(3), torch.eye(3)]}, ValueError, r"factors\[1\]: expected a contiguous matrix of shape \(2, 2\)"),
+    ({"factors": [torch.eye(3), torch.eye(2).double()]}, ValueError, r"factors\[1\]: expected torch.float32 on cpu"),
+    ({"factors": [torch.eye(3), torch.ones(4, 2)[::2]]}, ValueError, r"factors\[1\]: expected a contiguous matrix"),
+    ({"inputs": [torch.ones(4, 3), torch.ones(5, 2).double()]}, ValueError, r"inputs\[1\]: expected torch.float32 on cpu like"),
+    ({"inputs": [torch.ones(4, 3), torch.ones(0, 2)]}, ValueError, r"inputs\[1\]: expected one sample or more"),
+    ({"inputs": [torch.ones(4, 3), torch.ones(5, 2).to_sparse()]}, ValueError, r"inputs\[1\]: expected a dense tensor"),
+    ({"patches": [None]}, ValueError, "inputs: expected 1 tensors, one for each of patches, got 2"),
+    ({"patches": [None, Patches(1)]}, ValueError, r"inputs\[1\]: expected four dimensions"),
+    ({"others": [torch.ones(4, 3)]}, ValueError, "others: expected 2 tensors"),
+    ({"others": [torch.ones(4, 3), torch.ones(6, 2)]}, ValueError, r"others\[1\]: expected 5 samples like inputs\[1\], got 6"),
+    ({"decay": 1.5}, ValueError, r"decay: expected a number in \[0, 1\], got 1.5"),
+    ({"decay": torch.tensor(0.5)}, ValueError, "decay: expected a number"),
+    ({"scale": -1.0}, ValueError, "scale: expected a value in"),
+    ({"dtype": torch.bfloat16}, ValueError, "dtype: expected torch.float32 or torch.float64"),
+    ({"has_ones": "yes"}, TypeError, "has_ones: expected True or False"),
+])  # fmt: skip
+def test_errors(change, error, match):
+    positional, options = arguments(**change)
+    with pytest.raises(error, match=match):
+        kron_factor_(*positional, **options)
+
+
+def test_a_kernel_that_does_not_fit_and_a_factor_that_is_there_twice():
+    with pytest.raises(ValueError, match="patches: expected a kernel that fits into padded images of 4 x 4"):
+        kron_factor_([torch.eye(25)], [torch.ones(1, 1, 4, 4)], patches=[Patches(5)])
+    m = torch.eye(3)
+    with pytest.raises(ValueError, match=r"factors\[1\]: shares memory"):
+        kron_factor_([m, m], [torch.ones(4, 3)] * 2)
+
+
+def test_opcheck_and_compile(generator):
+    x = samples(10, 4, generator)
+    factor, twin = torch.eye(4, device=DEVICE), torch.eye(4, device=DEVICE)
+    options = {"decay": 0.5, "scale": [0.05], "has_ones": False, "patches": [0] * 8, "dtype": torch.float32}
+    torch.library.opcheck(torch.ops.fastcurv.kron_factor_.default, ([factor.clone()], [x], []), options)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def update(factor, x):
+        traces, info = kron_factor_([factor], [x], 0.5)
+        return traces + 1, info
+
+    traces, _ = update(factor, x)
+    expected, _ = kron_factor_([twin], [x], 0.5)
+    assert torch.equal(factor, twin) and torch.equal(traces, expected + 1)
