@@ -93,7 +93,10 @@ def test_the_weight_of_a_convolution_has_the_order_of_its_patches(backend, gener
 @pytest.mark.parametrize("has_ones", [False, True])
 def test_cross_factors(backend, has_ones, generator):
     xs, ys = ([samples(300, d, generator) for d in widths] for widths in ((5, 40, 17), (9, 3, 50)))
-    before = [torch.randn(x.shape[1] + has_ones, y.shape[1] + has_ones, generator=generator).to(DEVICE) for x, y in zip(xs, ys, strict=True)]
+    before = [
+        torch.randn(x.shape[1] + has_ones, y.shape[1] + has_ones, generator=generator).to(DEVICE)
+        for x, y in zip(xs, ys, strict=True)
+    ]
     factors = [m.clone() for m in before]
     traces, info = kron_factor_(factors, xs, 0.5, others=ys, has_ones=has_ones, backend=backend)
     assert not traces.any() and not info.any()

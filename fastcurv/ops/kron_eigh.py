@@ -98,7 +98,7 @@ def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor)
             outs[i][0], outs[i][1:] = value, vector
 
 
-def root(
+def root_of(
     eigen: Eigen, damping: Tensor, previous: list[Tensor], p: int, backend: str | None
 ) -> tuple[list[Tensor], Tensor]:
     """(M + damping I)^(-1/p) from a decomposition of M, with the policies of `kron_inverse`.

@@ -128,7 +128,9 @@ def _samples(tensors: Sequence[Tensor], name: str, patches: Sequence[list[int]])
                 f"{tensor.device}; one call takes one dtype and device"
             )
         if tensor.dim() != 4 if patch else tensor.dim() < 1:
-            wanted = "four dimensions (images, channels, height, width) with patches" if patch else "one dimension or more"
+            wanted = (
+                "four dimensions (images, channels, height, width) with patches" if patch else "one dimension or more"
+            )
             raise ValueError(f"{where}: expected {wanted}, got shape {tuple(tensor.shape)}")
         samples = tensor.detach() if patch else tensor.detach().reshape(-1, tensor.shape[-1])
         if _rows(samples, patch) < 1:

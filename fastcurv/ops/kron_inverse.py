@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastcurv import _alloc, _backend, _library
-from fastcurv.ops import _kron, _matrices, kron_eigh
+from fastcurv.ops import _kron, _matrices
+from fastcurv.ops.kron_eigh import Eigen
 from fastcurv.ops.kron_root import kron_root
 
 METHODS = ("cholesky", "newton", "eigh")
@@ -18,7 +19,7 @@ VENDOR = 576
 
 
 def kron_inverse(
-    factors: Sequence[Tensor] | kron_eigh.Eigen,
+    factors: Sequence[Tensor] | Eigen,
     damping: float | Tensor = 0.0,
     *,
     previous: Sequence[Tensor] | None = None,
@@ -64,7 +65,7 @@ def kron_inverse(
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
     _kron.check_method(method, METHODS)
-    if method != "cholesky" or isinstance(factors, kron_eigh.Eigen):
+    if method != "cholesky" or isinstance(factors, Eigen):
         method = "newton" if method == "cholesky" else method  # an Eigen is refused there
         return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastcurv import _alloc, _backend, _library
-from fastcurv.ops import _kron, _matrices, kron_eigh
+from fastcurv.ops import _kron, _matrices
+from fastcurv.ops.kron_eigh import NOT_DEFINITE, TRIES, Eigen, kron_eigh, root_of
 
 METHODS = ("newton", "eigh")
 # Larger matrices do not fit into the shared memory of a GPU's block; they are done by torch's products.
@@ -20,7 +21,7 @@ HOT_STEPS = 6
 
 
 def kron_root(
-    factors: Sequence[Tensor] | kron_eigh.Eigen,
+    factors: Sequence[Tensor] | Eigen,
     damping: float | Tensor = 0.0,
     p: int = 4,
     *,
@@ -64,7 +65,7 @@ def kron_root(
     _kron.check_method(method, METHODS)
     if not isinstance(p, int) or isinstance(p, bool) or p < 1:
         raise ValueError(f"p: expected a whole number, 1 or more, got {p!r}")
-    if isinstance(factors, kron_eigh.Eigen) or method == "eigh":
+    if isinstance(factors, Eigen) or method == "eigh":
         return _by_eigh(factors, damping, previous, p, method, backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):
@@ -76,7 +77,7 @@ def kron_root(
 
 
 def _by_eigh(
-    factors: Sequence[Tensor] | kron_eigh.Eigen,
+    factors: Sequence[Tensor] | Eigen,
     damping: float | Tensor,
     previous: Sequence[Tensor] | None,
     p: int,
@@ -85,11 +86,11 @@ def _by_eigh(
 ) -> tuple[list[Tensor], Tensor]:
     if method != "eigh":
         raise ValueError(f"method: expected 'eigh' with factors that are an Eigen, got {method!r}")
-    eigen = factors if isinstance(factors, kron_eigh.Eigen) else kron_eigh.kron_eigh(factors)
+    eigen = factors if isinstance(factors, Eigen) else kron_eigh(factors)
     values = _kron.dampings(damping, eigen.vectors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=eigen.vectors)
     with torch.no_grad():
-        return kron_eigh.root(eigen, values, before, p, backend)
+        return root_of(eigen, values, before, p, backend)
 
 
 def _rooted(
@@ -197,9 +198,9 @@ def _by_products(
     finite &= shift.to(a.dtype).isfinite()
     a = torch.where(finite[:, None, None], a, 0.0)
     mean = a.diagonal(dim1=1, dim2=2).double().mean(dim=1)
-    tries = torch.full_like(mean, kron_eigh.NOT_DEFINITE, dtype=torch.int32)
+    tries = torch.full_like(mean, NOT_DEFINITE, dtype=torch.int32)
     damped = a
-    for k in reversed(range(kron_eigh.TRIES)):
+    for k in reversed(range(TRIES)):
         trial = a.clone()
         trial.diagonal(dim1=1, dim2=2).add_((shift + (10.0 ** (k - 7) if k else 0.0) * mean)[:, None])
         good = torch.linalg.cholesky_ex(trial).info == 0
@@ -209,7 +210,7 @@ def _by_products(
     results, converged = _coupled(damped.to(exact), p, STEPS[a.dtype])
     results = results.to(a.dtype)
     good = finite & (tries >= 0) & converged & results.isfinite().all(dim=2).all(dim=1)
-    found = torch.where(good, tries, torch.where(finite, kron_eigh.NOT_DEFINITE, _matrices.NOT_FINITE))
+    found = torch.where(good, tries, torch.where(finite, NOT_DEFINITE, _matrices.NOT_FINITE))
     done = info.index_select(0, numbers) == 0
     info.index_copy_(0, numbers, torch.where(done, 0, found).int())
     for k, i in enumerate(indices):
