@@ -80,6 +80,24 @@ int shared_bytes(const KronOp& op, const Call& call) {
   return bytes;
 }
 
+// Whether all are contiguous square matrices of one dtype, float32 or float64, on one CPU or NVIDIA GPU.
+bool are_square(const py::list& matrices) {
+  TensorView first;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    TensorView v;
+    if (!view_tensor(matrices[i].ptr(), v) || v.ndim != 2 || v.shape[0] != v.shape[1]) return false;
+    if (v.shape[0] > 1 && (v.strides[1] != 1 || v.strides[0] != v.shape[0])) return false;
+    if (i == 0) {
+      if (v.dtype != static_cast<int>(Dtype::float32) && v.dtype != static_cast<int>(Dtype::float64)) return false;
+      if (v.device.type != dlpack::kCPU && v.device.type != dlpack::kCUDA) return false;
+      first = v;
+    } else if (v.dtype != first.dtype || v.device.type != first.device.type || v.device.id != first.device.id) {
+      return false;
+    }
+  }
+  return true;
+}
+
 void run(const KronOp& op, Call call) {
   if (call.device.type == dlpack::kCPU) {
     py::gil_scoped_release release;
@@ -150,6 +168,7 @@ void bind_kron_ops(py::module_& module) {
                py::arg("factors"), py::arg("roots"), py::arg("previous"), py::arg("info"), py::arg("damping"),
                py::arg("p"));
   };
+  module.def("are_square", &are_square, py::arg("matrices"));
   def("", run);
   def("_kernel", plan);
 }

@@ -59,8 +59,10 @@ struct KronInverse {
     for (long long i = team.rank; i < padded; i += team.size) {
       Real* const row = a + i * stride;
       if (i < n) {
-        for (long long j = 0; j < n; ++j) infinite |= is_infinite(in[i * n + j]);
-        std::copy_n(in + i * n, i + 1, row);
+        for (long long j = 0; j < n; ++j) {
+          row[j] = in[i * n + j];
+          infinite |= is_infinite(row[j]);
+        }
         row[i] += shift;
         infinite |= is_infinite(row[i]);
       } else {

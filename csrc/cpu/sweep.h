@@ -72,28 +72,29 @@ struct Sweep {
     }
   }
 
-  // The inverse of the Cholesky factor of a block of kInner. Returns whether it has one.
+  // The inverse of the Cholesky factor of a block of kInner, by elimination in [block | 1]. Returns whether it has one.
   static FC_INLINE bool invert_factor(const Real* from, long long stride, Real* to) {
-    Real columns[kInner][kInner], pivots[kInner];
-    for (long long j = 0; j < kInner; ++j) {
-      for (long long i = 0; i < kInner; ++i) columns[j][i] = from[std::max(i, j) * stride + std::min(i, j)];
+    Real rows[kInner][2 * kInner], pivots[kInner];
+    for (long long i = 0; i < kInner; ++i) {
+      for (long long j = 0; j < kInner; ++j) {
+        rows[i][j] = from[std::max(i, j) * stride + std::min(i, j)];
+        rows[i][kInner + j] = static_cast<Real>(i == j);
+      }
+    }
+    // Only the reciprocal is in the way of the next pivot; roots are not.
+    for (long long k = 0; k < kInner; ++k) {
+      pivots[k] = rows[k][k];
+      const Real reciprocal = 1 / pivots[k];
+      for (long long i = k + 1; i < kInner; ++i) {
+        const Real factor = rows[i][k] * reciprocal;
+        for (long long j = 0; j < 2 * kInner; ++j) rows[i][j] -= factor * rows[k][j];
+      }
     }
     bool is_definite = true;
-    for (long long j = 0; j < kInner; ++j) {
-      is_definite = is_definite && columns[j][j] > 0;
-      pivots[j] = 1 / std::sqrt(columns[j][j]);
-      for (long long i = 0; i < kInner; ++i) columns[j][i] *= pivots[j];
-      for (long long k = j + 1; k < kInner; ++k) {
-        for (long long i = 0; i < kInner; ++i) columns[k][i] -= columns[j][k] * columns[j][i];
-      }
-    }
     for (long long i = 0; i < kInner; ++i) {
-      Real row[kInner] = {};
-      row[i] = 1;
-      for (long long k = 0; k < i; ++k) {
-        for (long long j = 0; j < kInner; ++j) row[j] -= columns[k][i] * to[k * kInner + j];
-      }
-      for (long long j = 0; j < kInner; ++j) to[i * kInner + j] = row[j] * pivots[i];
+      is_definite = is_definite && pivots[i] > 0;
+      const Real scale = 1 / std::sqrt(pivots[i]);
+      for (long long j = 0; j < kInner; ++j) to[i * kInner + j] = scale * rows[i][kInner + j];
     }
     return is_definite;
   }

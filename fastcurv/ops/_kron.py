@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastcurv import _check
+from fastcurv import _alloc, _backend, _check
 
 DTYPES = (torch.float32, torch.float64)
+# Rows of results that share memory.
+SHARED = 64
 
 
 def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -33,8 +35,8 @@ def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Te
     matrices = list(matrices)
     if like is not None and len(matrices) != len(like):
         raise ValueError(f"{name}: expected {len(like)} tensors, one for each of factors, got {len(matrices)}")
-    if like is None and all(_is_square(matrix, matrices[0]) for matrix in matrices):
-        return [matrix.contiguous() for matrix in matrices]
+    if like is None and _are_square(matrices):
+        return matrices
     for i, matrix in enumerate(matrices):
         where = f"{name}[{i}]"
         _check.dense_tensor(matrix, where)
@@ -55,20 +57,27 @@ def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Te
             raise ValueError(
                 f"{where}: expected shape {tuple(model.shape)} like factors[{i}], got {tuple(matrix.shape)}"
             )
-    return [matrix.contiguous() for matrix in matrices]
+    return [matrix.resolve_neg().contiguous() for matrix in matrices]
 
 
-def _is_square(matrix: Any, first: Tensor) -> bool:
-    """Whether there is nothing to say of a matrix: what most lists need, for a tenth of what messages cost."""
-    return (
-        type(matrix) in (Tensor, Parameter)
-        and matrix.layout is torch.strided
-        and matrix.dtype in DTYPES
-        and matrix.dtype == first.dtype
-        and matrix.device == first.device
-        and matrix.dim() == 2
-        and matrix.shape[0] == matrix.shape[1]
-    )
+def _are_square(matrices: list[Any]) -> bool:
+    """Whether there is nothing to say of a list, and nothing to copy: mostly so, and found out in a tenth of the time."""
+    native = _backend.native()
+    if native is None or not {Tensor, Parameter}.issuperset(map(type, matrices)):
+        return False
+    return not any(map(Tensor.is_neg, matrices)) and native.are_square(matrices)
+
+
+def results(matrices: list[Tensor]) -> list[Tensor]:
+    """Uninitialised, contiguous matrices like those given.
+
+    Small ones that are all of one size share their memory: to allocate one takes longer than to invert it.
+    """
+    sizes = set(map(Tensor.numel, matrices))
+    if len(matrices) > 1 and len(sizes) == 1 and max(sizes) <= SHARED**2:
+        shape = (len(matrices), *matrices[0].shape)
+        return list(_alloc.empty(*shape, dtype=matrices[0].dtype, device=matrices[0].device).unbind())
+    return [_alloc.empty_like(matrix) for matrix in matrices]
 
 
 def check_method(method: str, known: Sequence[str]) -> None:

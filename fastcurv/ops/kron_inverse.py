@@ -80,7 +80,7 @@ def kron_inverse(
 def _inverted(
     factors: list[Tensor], damping: Tensor, previous: list[Tensor], backend: str | None
 ) -> tuple[list[Tensor], Tensor]:
-    inverses = [_alloc.empty_like(factor) for factor in factors]
+    inverses = _kron.results(factors)
     info = _alloc.empty(len(factors), dtype=torch.int32, device=damping.device)
     if not factors:
         return inverses, info

@@ -96,7 +96,7 @@ def _by_eigh(
 def _rooted(
     factors: list[Tensor], damping: Tensor, previous: list[Tensor], p: int, backend: str | None
 ) -> tuple[list[Tensor], Tensor]:
-    roots = [_alloc.empty_like(factor) for factor in factors]
+    roots = _kron.results(factors)
     info = _alloc.empty(len(factors), dtype=torch.int32, device=damping.device)
     if not factors:
         return roots, info
