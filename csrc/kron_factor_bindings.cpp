@@ -165,13 +165,14 @@ void run(Call call, const py::object& workspace) {
 // The same call as kernels that somebody else launches: see plan() in bindings.cpp.
 py::list plan(Call call, const py::object& workspace) {
   check_workspace(call, workspace);
-  const std::string types = std::string("<") + type_name(call.samples) + ", " + type_name(call.sums) + ">";
+  const std::string name =
+      std::string("fastcurv::kron_factor_kernel<") + type_name(call.samples) + ", " + type_name(call.sums);
   py::list launches;
   for_each_launch(call, [&](int blocks, int tiles) {
     const py::bytes args(reinterpret_cast<const char*>(&call.args), sizeof call.args);
     // One multiprocessor may get all blocks: each does its own part.
-    launches.append(py::make_tuple("fastcurv::kron_factor_sums_kernel" + types, blocks, kMatrixThreads, blocks, 0, args));
-    launches.append(py::make_tuple("fastcurv::kron_factor_kernel" + types, tiles, kMatrixThreads, tiles, 0, args));
+    launches.append(py::make_tuple(name + ", false>", blocks, kMatrixThreads, blocks, 0, args));
+    launches.append(py::make_tuple(name + ", true>", tiles, kMatrixThreads, tiles, 0, args));
   });
   return launches;
 }

@@ -8,12 +8,26 @@ from cases import DEVICE
 from spectra import UNIT
 from torch.nn.functional import unfold
 
-from fastcurv import _backend
-from fastcurv.ops import Patches, kron_factor_
+from fastcurv import _backend, ops
+from fastcurv.ops import Patches
 
-BACKENDS = [*(["cpp"] if not _backend.unusable("kron_factor", "cpp", DEVICE) else []), "reference"]
+BACKENDS = [name for name in ("cuda", "cpp") if not _backend.unusable("kron_factor", name, DEVICE)]
+# The CUDA kernels in the host emulator.
+BACKENDS += ["reference", *(["emulator"] if _backend.native() is not None and DEVICE.type == "cpu" else [])]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_dtype = pytest.mark.parametrize("dtype", list(UNIT))
+
+
+def kron_factor_(factors, inputs, decay=0.0, *, backend=None, order="ascending", **options):
+    """The op; in the emulator, where that is asked for."""
+    if backend != "emulator":
+        return ops.kron_factor_(factors, inputs, decay, backend=backend, **options)
+    from cuda_host import emulator
+
+    with pytest.MonkeyPatch.context() as patch:
+        kernels = emulator.emulated("kron_factor", order=order, seed=1)
+        patch.setattr(_backend, "choose", lambda *_: ("cuda", kernels))
+        return ops.kron_factor_(factors, inputs, decay, **options)
 
 
 def samples(rows, columns, generator, dtype=torch.float32):
