@@ -186,9 +186,9 @@ void bind_kron_factor(py::module_& module) {
         [function](const py::list& factors, const py::list& inputs, const py::list& others, const py::object& traces,
                    const py::object& info, const py::object& workspace, double decay, const std::vector<double>& scale,
                    bool has_ones, const std::vector<Numbers>& patches, const py::object& dtype) {
-          return function(read_call(factors, inputs, others, traces, info, workspace, decay, scale, has_ones, patches,
-                                    dtype),
-                          workspace);
+          return function(
+              read_call(factors, inputs, others, traces, info, workspace, decay, scale, has_ones, patches, dtype),
+              workspace);
         },
         py::arg("factors"), py::arg("inputs"), py::arg("others"), py::arg("traces"), py::arg("info"),
         py::arg("workspace"), py::kw_only(), py::arg("decay"), py::arg("scale"), py::arg("has_ones"),

@@ -1,6 +1,6 @@
-// Moving averages of second moments, M <- decay M + scale X^T Y: in a first launch a block sums the products of a tile of
-// a matrix over its part of the samples, in a second one a block adds up a tile's sums, in order, and updates it. What
-// is between them says whether all that is to be added is finite, so that nobody waits to know.
+// Moving averages of second moments, M <- decay M + scale X^T Y: in a first launch a block sums the products of a tile
+// of a matrix over its part of the samples, in a second one a block adds up a tile's sums, in order, and updates it.
+// What is between them says whether all that is to be added is finite, so that nobody waits to know.
 #pragma once
 #include "kron.h"
 #include "matrices.cuh"

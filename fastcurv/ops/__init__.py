@@ -11,4 +11,16 @@ from fastcurv.ops.orthogonalize import orthogonalize
 from fastcurv.ops.ranger import ranger_
 from fastcurv.ops.sgd import sgd_
 
-__all__ = ["Patches", "adam_", "kron_factor_", "kron_inverse", "lamb_", "lars_", "lookahead_", "nero_", "orthogonalize", "ranger_", "sgd_"]
+__all__ = [
+    "Patches",
+    "adam_",
+    "kron_factor_",
+    "kron_inverse",
+    "lamb_",
+    "lars_",
+    "lookahead_",
+    "nero_",
+    "orthogonalize",
+    "ranger_",
+    "sgd_",
+]

@@ -21,7 +21,7 @@
 #define KERNEL(kernel, rule, param, state, variant) \
   CUDA_HOST_KERNEL(fastcurv::kernel<fastcurv::rule<param, state, variant>>)
 #define MATRIX(kernel, storage) CUDA_HOST_KERNEL(fastcurv::kernel<storage>)
-#define STATISTIC(storage, sums)                                           \
+#define STATISTIC(storage, sums)                                        \
   CUDA_HOST_KERNEL(fastcurv::kron_factor_kernel<storage, sums, false>), \
       CUDA_HOST_KERNEL(fastcurv::kron_factor_kernel<storage, sums, true>)
 #define UPDATE(rule, param, state, variant) KERNEL(update_kernel, rule, param, state, variant)
