@@ -38,7 +38,10 @@ def average_kernel(factors_ptr, moments_ptr, info_ptr, scalars, numel, chunks, C
 
 
 def _transposed(samples: list[Tensor], patch: list[int], has_ones: bool, dtype: torch.dtype) -> Tensor:
-    """Samples of one shape as columns, (batch, features, samples), with a row of ones below."""
+    """Samples of one shape as columns, (batch, features, samples), with a row of ones below.
+
+    Zeros follow up to a multiple of 16 samples, so that rows are aligned.
+    """
     first = samples[0]
     if patch:
         kernel, stride, padding, dilation = (tuple(patch[k : k + 2]) for k in range(0, 8, 2))
@@ -46,9 +49,10 @@ def _transposed(samples: list[Tensor], patch: list[int], has_ones: bool, dtype: 
     else:
         columns = [x.mT for x in samples]
     features, count = columns[0].shape
-    result = first.new_empty(len(samples), features + has_ones, count, dtype=dtype)
-    torch._foreach_copy_(list(result[:, :features].unbind()), columns)
-    result[:, features:] = 1
+    result = first.new_empty(len(samples), features + has_ones, triton.cdiv(count, 16) * 16, dtype=dtype)
+    torch._foreach_copy_(list(result[:, :features, :count].unbind()), columns)
+    result[:, features:, :count] = 1
+    result[:, :, count:] = 0
     return result
 
 

@@ -68,7 +68,8 @@ def kron_factor_(
 
     Returns:
         The traces of what the factors have become, float64, one for each (0 for cross factors), and int32 elements: 0,
-        or -2 where samples held NaN or infinity, or their squares are beyond the dtype, and the factor is what it was.
+        or -2 where samples held NaN or infinity, or sums of their squares come near the largest number of the dtype
+        (within a factor of 256), and the factor is what it was.
 
     Raises:
         TypeError, ValueError: Before anything is written, naming argument and index.
