@@ -165,13 +165,14 @@ void run(Call call, const py::object& workspace) {
 // The same call as kernels that somebody else launches: see plan() in bindings.cpp.
 py::list plan(Call call, const py::object& workspace) {
   check_workspace(call, workspace);
-  const std::string types = std::string("<") + type_name(call.samples) + ", " + type_name(call.sums) + ">";
+  const std::string name =
+      std::string("fastcurv::kron_factor_kernel<") + type_name(call.samples) + ", " + type_name(call.sums);
   py::list launches;
   for_each_launch(call, [&](int blocks, int tiles) {
     const py::bytes args(reinterpret_cast<const char*>(&call.args), sizeof call.args);
     // One multiprocessor may get all blocks: each does its own part.
-    launches.append(py::make_tuple("fastcurv::kron_factor_sums_kernel" + types, blocks, kMatrixThreads, blocks, 0, args));
-    launches.append(py::make_tuple("fastcurv::kron_factor_kernel" + types, tiles, kMatrixThreads, tiles, 0, args));
+    launches.append(py::make_tuple(name + ", false>", blocks, kMatrixThreads, blocks, 0, args));
+    launches.append(py::make_tuple(name + ", true>", tiles, kMatrixThreads, tiles, 0, args));
   });
   return launches;
 }
@@ -185,9 +186,9 @@ void bind_kron_factor(py::module_& module) {
         [function](const py::list& factors, const py::list& inputs, const py::list& others, const py::object& traces,
                    const py::object& info, const py::object& workspace, double decay, const std::vector<double>& scale,
                    bool has_ones, const std::vector<Numbers>& patches, const py::object& dtype) {
-          return function(read_call(factors, inputs, others, traces, info, workspace, decay, scale, has_ones, patches,
-                                    dtype),
-                          workspace);
+          return function(
+              read_call(factors, inputs, others, traces, info, workspace, decay, scale, has_ones, patches, dtype),
+              workspace);
         },
         py::arg("factors"), py::arg("inputs"), py::arg("others"), py::arg("traces"), py::arg("info"),
         py::arg("workspace"), py::kw_only(), py::arg("decay"), py::arg("scale"), py::arg("has_ones"),

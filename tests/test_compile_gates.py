@@ -61,7 +61,7 @@ ACCESSES = {
 WITH_SUMS = {"Ranger", "Nero", "Lars", "Lamb"}
 DTYPE_PAIRS = 5
 # Kernels on matrices, and for how many dtypes there are instances. Their dot products contract.
-ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_inverse": 2, "kron_root": 2}
+ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_factor": 14, "kron_inverse": 2, "kron_root": 2}
 
 
 def wide_accesses(instance: "Instance") -> tuple[int, int]:
@@ -79,7 +79,7 @@ class Instance(NamedTuple):
     """A kernel by its template arguments."""
 
     kernel: str
-    rule: str  # empty, as are state and variant, of a kernel on matrices
+    rule: str  # empty, as is variant, of a kernel on matrices, whose state is all its other arguments
     param: str
     state: str
     variant: str
@@ -141,8 +141,8 @@ def instance(symbol: str) -> Instance | None:
     pattern = r"void fastcurv::(\w+)_kernel<fastcurv::(\w+)Rule<([\w:]+), ([\w:]+), (\d)> ?>\(fastcurv::Args\)"
     if found := re.fullmatch(pattern, name):
         return Instance(*found.groups())
-    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<([\w:]+)>\(fastcurv::(?:Matrix|Kron)Args\)", name)
-    return Instance(found[1], "", found[2], "", "") if found else None
+    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<([\w:]+)(.*)>\(fastcurv::\w+Args\)", name)
+    return Instance(found[1], "", found[2], found[3].removeprefix(", "), "") if found else None
 
 
 def launch_bounds(ptx: str) -> dict[str, tuple[int, int]]:

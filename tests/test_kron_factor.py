@@ -6,14 +6,29 @@ import pytest
 import torch
 from cases import DEVICE
 from spectra import UNIT
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import unfold
 
-from fastcurv import _backend
-from fastcurv.ops import Patches, kron_factor_
+from fastcurv import _backend, ops
+from fastcurv.ops import Patches
 
-BACKENDS = [*(["cpp"] if not _backend.unusable("kron_factor", "cpp", DEVICE) else []), "reference"]
+BACKENDS = [name for name in ("cuda", "triton", "cpp") if not _backend.unusable("kron_factor", name, DEVICE)]
+# The CUDA kernels in the host emulator.
+BACKENDS += ["reference", *(["emulator"] if _backend.native() is not None and DEVICE.type == "cpu" else [])]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_dtype = pytest.mark.parametrize("dtype", list(UNIT))
+
+
+def kron_factor_(factors, inputs, decay=0.0, *, backend=None, order="ascending", **options):
+    """The op; in the emulator, where that is asked for."""
+    if backend != "emulator":
+        return ops.kron_factor_(factors, inputs, decay, backend=backend, **options)
+    from cuda_host import emulator
+
+    with pytest.MonkeyPatch.context() as patch:
+        kernels = emulator.emulated("kron_factor", order=order, seed=1)
+        patch.setattr(_backend, "choose", lambda *_: ("cuda", kernels))
+        return ops.kron_factor_(factors, inputs, decay, **options)
 
 
 def samples(rows, columns, generator, dtype=torch.float32):
@@ -40,6 +55,7 @@ def assert_factor(found, before, x, y, decay, scale, unit, has_ones=False):
 @pytest.mark.parametrize("has_ones", [False, True])
 def test_second_moments(backend, dtype, in_double, has_ones, generator):
     shapes = [(1, 1), (7, 5), (300, 16), (1000, 40), (64, 129), (513, 31)]
+    shapes = shapes[:3] if backend == "triton" and _backend.interpreting() else shapes
     xs = [samples(*shape, generator, dtype) for shape in shapes]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     factors = []
@@ -79,6 +95,34 @@ def test_patches_of_convolutions(backend, dtype, has_ones, kernel, stride, paddi
 
 
 @every_backend
+def test_many_patches_of_images_of_several_sizes(backend, generator):
+    """More columns than a tile of a GPU has, and as many samples as several blocks share."""
+    shapes = [(2, 16, 20, 20), (1, 3, 40, 33), (4, 9, 1, 70)]
+    seen = [Patches(3, padding=1), Patches((5, 2), (1, 2)), Patches((1, 4), padding=(0, 2), dilation=(3, 2))]
+    images = [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+    xs = [
+        unfold(x.double(), p.kernel_size, p.dilation, p.padding, p.stride).mT.flatten(0, 1)
+        for x, p in zip(images, seen, strict=True)
+    ]
+    factors = [torch.eye(x.shape[1] + 1, device=DEVICE) for x in xs]
+    kron_factor_(factors, images, 0.5, has_ones=True, patches=seen, backend=backend)
+    for factor, x in zip(factors, xs, strict=True):
+        before = torch.eye(len(factor), device=DEVICE)
+        assert_factor(factor, before, x, x, 0.5, 1 / len(x), UNIT[torch.float32], has_ones=True)
+        assert torch.equal(factor, factor.mT)
+
+
+@every_backend
+def test_cross_factors_of_images(backend, generator):
+    first, second = (torch.randn(3, c, 7, 6, generator=generator).to(DEVICE) for c in (2, 5))
+    x, y = (unfold(z.double(), (3, 2), padding=1).mT.flatten(0, 1) for z in (first, second))
+    factor = torch.empty(13, 31, device=DEVICE)
+    seen = [Patches((3, 2), padding=1)]
+    kron_factor_([factor], [first], others=[second], has_ones=True, patches=seen, backend=backend)
+    assert_factor(factor, factor, x, y, 0.0, 1 / len(x), UNIT[torch.float32], has_ones=True)
+
+
+@every_backend
 def test_the_weight_of_a_convolution_has_the_order_of_its_patches(backend, generator):
     """The quadratic form of the factor is the mean square of what the convolution gives."""
     conv = torch.nn.Conv2d(3, 1, (3, 2), padding=1, bias=True, dtype=torch.float64, device=DEVICE)
@@ -92,7 +136,9 @@ def test_the_weight_of_a_convolution_has_the_order_of_its_patches(backend, gener
 @every_backend
 @pytest.mark.parametrize("has_ones", [False, True])
 def test_cross_factors(backend, has_ones, generator):
-    xs, ys = ([samples(300, d, generator) for d in widths] for widths in ((5, 40, 17), (9, 3, 50)))
+    widths = ((5, 9), (40, 3), (17, 50), (130, 70), (64, 193))
+    widths = widths[:3] if backend == "triton" and _backend.interpreting() else widths
+    xs, ys = ([samples(600, pair[k], generator) for pair in widths] for k in range(2))
     before = [
         torch.randn(x.shape[1] + has_ones, y.shape[1] + has_ones, generator=generator).to(DEVICE)
         for x, y in zip(xs, ys, strict=True)
@@ -101,26 +147,76 @@ def test_cross_factors(backend, has_ones, generator):
     traces, info = kron_factor_(factors, xs, 0.5, others=ys, has_ones=has_ones, backend=backend)
     assert not traces.any() and not info.any()
     for factor, old, x, y in zip(factors, before, xs, ys, strict=True):
-        assert_factor(factor, old, x, y, 0.5, 1 / 300, UNIT[torch.float32], has_ones)
+        assert_factor(factor, old, x, y, 0.5, 1 / 600, UNIT[torch.float32], has_ones)
 
 
 @every_backend
 def test_alone_in_a_list_and_on_any_number_of_threads(backend, generator):
-    xs = [samples(n, d, generator) for n, d in ((600, 300), (50, 4), (300, 65), (900, 130))]
+    sizes = ((300, 65), (50, 4), (600, 300), (900, 130))
+    count = 2 if backend == "triton" and _backend.interpreting() else 4
+    xs = [samples(n, d, generator) for n, d in sizes[:count]]
 
     def updated(indices):
         factors = [torch.eye(xs[i].shape[1], device=DEVICE) for i in indices]
         kron_factor_(factors, [xs[i] for i in indices], 0.5, backend=backend)
         return factors
 
-    together, before = updated(range(4)), torch.get_num_threads()
+    together, before = updated(range(count)), torch.get_num_threads()
     try:
         for threads in (1, 2, 3) if backend == "cpp" else (before,):
             torch.set_num_threads(threads)
-            for i in range(4):
+            for i in range(count):
                 assert torch.equal(updated([i])[0], together[i])
     finally:
         torch.set_num_threads(before)
+
+
+@every_backend
+def test_longer_lists_than_a_launch_takes(backend, generator):
+    """Each factor as if it were alone."""
+    sizes = [(1 + 37 * i % 300, 1 + 23 * i % 80) for i in range(35)]
+    xs = [samples(*size, generator) for size in sizes]
+    factors = [torch.full((d, d), 0.5, device=DEVICE) for _, d in sizes]
+    traces, info = kron_factor_(factors, xs, 0.25, backend=backend)
+    assert not info.any()
+    for x, factor, trace in list(zip(xs, factors, traces, strict=True))[:: 6 if backend == "triton" else 1]:
+        alone = torch.full_like(factor, 0.5)
+        (found,), _ = kron_factor_([alone], [x], 0.25, backend=backend)
+        assert torch.equal(alone, factor) and found == trace
+        assert_factor(factor, torch.full_like(factor, 0.5), x, x, 0.25, 1 / len(x), UNIT[torch.float32])
+
+
+@pytest.mark.skipif("emulator" not in BACKENDS, reason="needs fastcurv._C")
+@pytest.mark.parametrize("order", ["descending", "random"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_threads_and_blocks_in_any_order(order, dtype, generator):
+    """Neither the sums of a matrix nor the trace of what other blocks are writing depend on who comes first."""
+    xs = [samples(n, d, generator, dtype) for n, d in ((900, 70), (40, 150), (3, 2))]
+    xs[2][1, 1] = math.nan
+    images = torch.randn(2, 8, 9, 9, generator=generator).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    results = []
+    for how in ("ascending", order):
+        factors = [torch.full((d, d), 0.5, dtype=wide) for d in (71, 151, 3, 73)]
+        options = {"has_ones": True, "patches": [None, None, None, Patches(3)], "dtype": torch.float64}
+        found = kron_factor_(factors, [*xs, images], 0.5, backend="emulator", order=how, **options)
+        results.append([*factors, *found])
+    assert results[0][-1].tolist() == [0, 0, -2, 0] and (results[0][2] == 0.5).all()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@every_backend
+def test_no_factors_and_empty_ones(backend):
+    traces, info = kron_factor_([], [], backend=backend)
+    assert traces.shape == info.shape == (0,)
+    factors = [torch.empty(0, 0, device=DEVICE), torch.full((2, 2), math.nan, device=DEVICE)]
+    traces, info = kron_factor_(
+        factors, [torch.ones(4, 0, device=DEVICE), torch.ones(4, 2, device=DEVICE)], backend=backend
+    )
+    assert traces.tolist() == [0, 2] and info.tolist() == [0, 0] and (factors[1] == 1).all()
+    ones = [torch.empty(1, 1, device=DEVICE)]
+    kron_factor_(ones, [torch.ones(4, 0, device=DEVICE)], has_ones=True, backend=backend)
+    assert ones[0].item() == 1
 
 
 @every_backend
@@ -186,12 +282,23 @@ def test_errors(change, error, match):
         kron_factor_(*positional, **options)
 
 
+def test_fake_and_meta_tensors():
+    for context in (torch.device("meta"), FakeTensorMode()):
+        with context:
+            traces, info = kron_factor_(
+                [torch.eye(3), torch.eye(3)], [torch.ones(4, 2), torch.ones(5, 2)], has_ones=True
+            )
+            assert traces.shape == info.shape == (2,) and info.dtype == torch.int32
+
+
 def test_a_kernel_that_does_not_fit_and_a_factor_that_is_there_twice():
     with pytest.raises(ValueError, match="patches: expected a kernel that fits into padded images of 4 x 4"):
         kron_factor_([torch.eye(25)], [torch.ones(1, 1, 4, 4)], patches=[Patches(5)])
-    m = torch.eye(3)
-    with pytest.raises(ValueError, match=r"factors\[1\]: shares memory"):
-        kron_factor_([m, m], [torch.ones(4, 3)] * 2)
+    memory = torch.zeros(12)
+    for twice in ([memory[:9].view(3, 3)] * 2, [memory[3:].view(3, 3), memory[:9].view(3, 3)]):
+        with pytest.raises(ValueError, match=r"factors\[1\]: expected memory of its own, but it overlaps factors\[0\]"):
+            kron_factor_(twice, [torch.ones(4, 3)] * 2)
+    assert not memory.any()
 
 
 def test_opcheck_and_compile(generator):

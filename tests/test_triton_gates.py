@@ -81,8 +81,14 @@ def call(architecture, shape, dtype, options):
     matrix = torch.empty(shape, dtype=getattr(torch, dtype))
     if "dtype" in options: options = options | {"dtype": getattr(torch, options["dtype"])}
     built.clear()
-    implementation = getattr(importlib.import_module("fastcurv.kernels." + name), name)
-    implementation([matrix], [matrix], torch.zeros(1, dtype=torch.int32), **options)
+    module, info = importlib.import_module("fastcurv.kernels." + name), torch.zeros(1, dtype=torch.int32)
+    if name == "kron_factor":
+        wide = torch.promote_types(matrix.dtype, torch.float32)
+        options = {"decay": 0.5, "scale": [0.5], "has_ones": False, "patches": [[]]} | options
+        factor, empty = torch.empty(shape[1], shape[1], dtype=wide), torch.empty(0)
+        module.kron_factor_([factor], [matrix], [], torch.zeros(1, dtype=torch.float64), info, empty, **options)
+    else:
+        getattr(module, name)([matrix], [matrix], info, **options)
     return {code.hash: (kernel, code) for kernel, code in built}.values()
 
 UNITS = {"mma": r"\bmma\.sync", "wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma"}
@@ -215,6 +221,11 @@ def test_hyper_parameters_are_not_compiled_in(op):
 # Shapes on both sides of where tiles grow and splits begin.
 STEPS = {"coefficients": [[3.4445, -4.7750, 2.0315]], "spectral": 0, "eps": 0.0}
 MATRIX_CALLS = {
+    "kron_factor": [
+        ((1000, features), dtype, {"dtype": sums})
+        for features in (64, 785)
+        for dtype, sums in (("float32", "float32"), ("bfloat16", "float64"), ("float64", "float64"))
+    ],
     "gram_schmidt": [((64, 576), dtype, {"floor": 0.0}) for dtype in ("float32", "float64")],
     "newton_schulz": [
         ((64, 576), "float16", STEPS | {"dtype": "float32"}),

@@ -14,6 +14,18 @@ from fastcurv.ops.ranger import ranger_
 from fastcurv.ops.sgd import sgd_
 
 __all__ = [
-    "Eigen", "Patches", "adam_", "kron_eigh", "kron_factor_", "kron_inverse", "kron_root", "lamb_", "lars_", "lookahead_",
-    "nero_", "orthogonalize", "ranger_", "sgd_",
-]  # fmt: skip
+    "Eigen",
+    "Patches",
+    "adam_",
+    "kron_eigh",
+    "kron_factor_",
+    "kron_inverse",
+    "kron_root",
+    "lamb_",
+    "lars_",
+    "lookahead_",
+    "nero_",
+    "orthogonalize",
+    "ranger_",
+    "sgd_",
+]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,11 +64,12 @@ def kron_factor_(
         others: Samples Y for cross factors X^T Y (d, e), which are not symmetric; None: Y is X.
         scale: What takes the place of 1 / N.
         dtype: Of sums, torch.float32 or torch.float64.
-        backend: `cpp`, `reference`, or None for the best that can run.
+        backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
 
     Returns:
         The traces of what the factors have become, float64, one for each (0 for cross factors), and int32 elements: 0,
-        or -2 where samples held NaN or infinity, or their squares are beyond the dtype, and the factor is what it was.
+        or -2 where samples held NaN or infinity, or sums of their squares come near the largest number of the dtype
+        (within a factor of 256), and the factor is what it was.
 
     Raises:
         TypeError, ValueError: Before anything is written, naming argument and index.
@@ -106,7 +109,7 @@ def kron_factor_(
     wide = torch.float64 if xs and xs[0].dtype == torch.float64 else dtype
     flat = [number for patch in seen for number in patch or [0] * 8]
     run = _dispatch if _library.must_dispatch(xs) else _updated
-    return run(  # type: ignore[no-any-return]
+    return run(
         matrices, xs, ys, decay=decay, scale=scales, has_ones=has_ones, patches=flat, dtype=wide, backend=backend
     )
 
@@ -132,7 +135,7 @@ def _samples(tensors: Sequence[Tensor], name: str, patches: Sequence[list[int]])
                 "four dimensions (images, channels, height, width) with patches" if patch else "one dimension or more"
             )
             raise ValueError(f"{where}: expected {wanted}, got shape {tuple(tensor.shape)}")
-        samples = tensor.detach() if patch else tensor.detach().reshape(-1, tensor.shape[-1])
+        samples = tensor.detach() if patch else tensor.detach().reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
         if _rows(samples, patch) < 1:
             raise ValueError(f"{where}: expected one sample or more, got shape {tuple(tensor.shape)}")
         found.append(samples.contiguous())
@@ -159,7 +162,6 @@ def _written(
     factors = list(factors)
     if len(factors) != len(xs) or len(ys) not in (0, len(xs)):
         raise ValueError(f"factors: expected {len(xs)} tensors, one for each of inputs, got {len(factors)}")
-    addresses = set()
     for i, (factor, x, patch) in enumerate(zip(factors, xs, patches, strict=True)):
         where = f"factors[{i}]"
         _check.dense_tensor(factor, where)
@@ -174,9 +176,6 @@ def _written(
                 f"{where}: expected a contiguous matrix of shape {shape}, got shape {tuple(factor.shape)} with strides "
                 f"{tuple(factor.stride())}"
             )
-        if not factor.is_meta and factor.numel() and factor.data_ptr() in addresses:
-            raise ValueError(f"{where}: shares memory with another of factors; each is written")
-        addresses.add(0 if factor.is_meta else factor.data_ptr())
     return factors
 
 
@@ -199,6 +198,7 @@ def _updated(
     traces, info = _results(factors)
     if not factors:
         return traces, info
+    _check_memory(factors)
     name, implementation = _backend.choose("kron_factor", factors[0].device, backend)
     info.zero_()
     run = functools.partial(
@@ -211,8 +211,17 @@ def _updated(
         elements = sized(factors, inputs, others, traces, info, workspace)
         workspace = _alloc.empty(elements, dtype=dtype, device=info.device)
     torch.autograd.graph.increment_version(factors)
-    run(factors, inputs, others, traces, info, workspace)
+    with torch.no_grad():
+        run(factors, inputs, others, traces, info, workspace)
     return traces, info
+
+
+def _check_memory(factors: list[Tensor]) -> None:
+    """Raises where two factors overlap: both are written."""
+    pieces = sorted((f.data_ptr(), f.numel() * f.element_size(), i) for i, f in enumerate(factors) if f.numel())
+    for (begin, size, i), (address, _, j) in itertools.pairwise(pieces):
+        if begin + size > address:
+            raise ValueError(f"factors[{max(i, j)}]: expected memory of its own, but it overlaps factors[{min(i, j)}]")
 
 
 def _results(factors: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -222,8 +231,8 @@ def _results(factors: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 _dispatch = _library.register(
-    "kron_factor_(Tensor(a!)[] factors, Tensor[] inputs, Tensor[] others, *, float decay, float[] scale, bool has_ones, "
-    "int[] patches, ScalarType dtype, str? backend=None) -> (Tensor, Tensor)",
+    "kron_factor_(Tensor(a!)[] factors, Tensor[] inputs, Tensor[] others, *, float decay, float[] scale, "
+    "bool has_ones, int[] patches, ScalarType dtype, str? backend=None) -> (Tensor, Tensor)",
     _updated,
     lambda factors, *_, **__: _results(factors),
 )

@@ -45,7 +45,7 @@ def kron_factor_(
 
 def _rows(samples: Tensor, patch: list[int], has_ones: bool) -> Tensor:
     if patch:
-        kernel, stride, padding, dilation = (patch[k : k + 2] for k in range(0, 8, 2))
+        kernel, stride, padding, dilation = (tuple(patch[k : k + 2]) for k in range(0, 8, 2))
         wide = samples if samples.dtype == torch.float64 else samples.float()
         samples = unfold(wide, kernel, dilation, padding, stride).mT.flatten(0, 1)
     ones = samples.new_ones(len(samples), 1)

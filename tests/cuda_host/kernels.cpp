@@ -3,6 +3,7 @@
 // The kernels come after the emulator, which defines their vocabulary.
 #include "adam.cuh"
 #include "gram_schmidt.cuh"
+#include "kron_factor.cuh"
 #include "kron_inverse.cuh"
 #include "kron_root.cuh"
 #include "lamb.cuh"
@@ -21,6 +22,9 @@
 #define KERNEL(kernel, rule, param, state, variant) \
   CUDA_HOST_KERNEL(fastcurv::kernel<fastcurv::rule<param, state, variant>>)
 #define MATRIX(kernel, storage) CUDA_HOST_KERNEL(fastcurv::kernel<storage>)
+#define STATISTIC(storage, sums)                                        \
+  CUDA_HOST_KERNEL(fastcurv::kron_factor_kernel<storage, sums, false>), \
+      CUDA_HOST_KERNEL(fastcurv::kron_factor_kernel<storage, sums, true>)
 #define UPDATE(rule, param, state, variant) KERNEL(update_kernel, rule, param, state, variant)
 #define ALL(rule, param, state, variant)                                                                  \
   KERNEL(partials_kernel, rule, param, state, variant), KERNEL(rows_kernel, rule, param, state, variant), \
@@ -45,6 +49,13 @@ const std::vector<cuda_host::Kernel> cuda_host::kernels = {
     MATRIX(newton_schulz_kernel, fastcurv::float16),
     MATRIX(gram_schmidt_kernel, float),
     MATRIX(gram_schmidt_kernel, double),
+    STATISTIC(float, float),
+    STATISTIC(float, double),
+    STATISTIC(double, double),
+    STATISTIC(fastcurv::bfloat16, float),
+    STATISTIC(fastcurv::bfloat16, double),
+    STATISTIC(fastcurv::float16, float),
+    STATISTIC(fastcurv::float16, double),
     MATRIX(kron_inverse_kernel, float),
     MATRIX(kron_inverse_kernel, double),
     MATRIX(kron_root_kernel, float),
