@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kron.h"
+#include "kron_apply.h"
 #include "matrices.h"
 #include "table.h"
 
@@ -23,6 +24,7 @@ void gram_schmidt_cpu(const std::vector<Matrix>& matrices, Dtype dtype, double f
 void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const std::vector<Step>& steps,
                        long long spectral, double eps);
 
+void kron_apply_cpu(const std::vector<Layer>& layers, Dtype dtype);
 void kron_inverse_cpu(const std::vector<Factor>& factors, Dtype dtype);
 
 // cpu/stream.cpp: reads every list of a host table, block by block, and writes some of them back unchanged. Returns the
@@ -56,12 +58,15 @@ using CudaMatrixKernel = void (*)(MatrixArgs);
 CudaMatrixKernel gram_schmidt_cuda(Dtype dtype), newton_schulz_cuda(Dtype dtype);
 using CudaKronKernel = void (*)(KronArgs);
 CudaKronKernel kron_inverse_cuda(Dtype dtype);
+using CudaKronApplyKernel = void (*)(KronApplyArgs);
+CudaKronApplyKernel kron_apply_cuda(Dtype dtype);
 
 // cuda/device.cu: launches one of them; returns a CUDA error code.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);
 int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const MatrixArgs& args, int device,
                 void* stream);
 int cuda_launch(CudaKronKernel kernel, int blocks, int shared_bytes, const KronArgs& args, int device, void* stream);
+int cuda_launch(CudaKronApplyKernel kernel, int blocks, const KronApplyArgs& args, int device, void* stream);
 #endif
 
 }  // namespace fastcurv

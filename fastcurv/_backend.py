@@ -16,7 +16,7 @@ import torch
 # In place, over lists of tensors; on each matrix of a list; and on Kronecker factors.
 OPS = ("adam", "lamb", "lars", "lookahead", "nero", "ranger", "sgd")
 MATRIX_OPS = ("gram_schmidt", "newton_schulz", "polar")
-KRON_OPS = ("kron_inverse",)
+KRON_OPS = ("kron_apply", "kron_inverse")
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first
 
 # What a back end has no kernel for.

@@ -61,7 +61,7 @@ ACCESSES = {
 WITH_SUMS = {"Ranger", "Nero", "Lars", "Lamb"}
 DTYPE_PAIRS = 5
 # Kernels on matrices, and for how many dtypes there are instances. Their dot products contract.
-ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_inverse": 2}
+ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_apply": 2, "kron_inverse": 2}
 
 
 def wide_accesses(instance: "Instance") -> tuple[int, int]:
@@ -141,7 +141,7 @@ def instance(symbol: str) -> Instance | None:
     pattern = r"void fastcurv::(\w+)_kernel<fastcurv::(\w+)Rule<([\w:]+), ([\w:]+), (\d)> ?>\(fastcurv::Args\)"
     if found := re.fullmatch(pattern, name):
         return Instance(*found.groups())
-    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<([\w:]+)>\(fastcurv::(?:Matrix|Kron)Args\)", name)
+    found = re.fullmatch(r"void fastcurv::(\w+)_kernel<([\w:]+)>\(fastcurv::(?:Matrix|Kron|KronApply)Args\)", name)
     return Instance(found[1], "", found[2], "", "") if found else None
 
 

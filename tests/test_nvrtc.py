@@ -59,7 +59,14 @@ def test_compiles_to_machine_code(rule, architecture):
 @needs_nvrtc
 @pytest.mark.compile
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", ["newton_schulz_kernel<fastcurv::bfloat16>", "gram_schmidt_kernel<double>"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "newton_schulz_kernel<fastcurv::bfloat16>",
+        "gram_schmidt_kernel<double>",
+        "kron_apply_kernel<float>",
+    ],
+)
 def test_kernels_on_matrices_compile_to_machine_code(kernel, architecture):
     compiled = _nvrtc.compile.__wrapped__(f"fastcurv::{kernel}", architecture)
     assert compiled.cubin.startswith(b"\x7fELF") and compiled.symbol.encode() in compiled.cubin

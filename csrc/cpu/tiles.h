@@ -49,6 +49,21 @@ struct Tiles {
     }
   }
 
+  // to_ij += X_i^T Y_j for all i < rows, j < columns, which are multiples of kStrip.
+  static FC_INLINE void add_rectangle(long long rows, long long columns, long long depth, const Real* x, const Real* y,
+                                      Real* to, long long stride, const Team& team) {
+    const long long group = std::max(1ll, kCached / (depth * kStrip)) * kStrip;
+    for (long long g = 0; g < columns; g += group) {
+      for (long long s = team.rank * kStrip; s < rows; s += team.size * kStrip) {
+        for (long long c = g; c < std::min(g + group, columns); c += kStrip) {
+          for (long long i = s; i < s + kStrip; i += kTall) {
+            add(depth, x + s * depth + i - s, y + c * depth, Real(1), to + i * stride + c, stride);
+          }
+        }
+      }
+    }
+  }
+
   // to_ij += factor(i) Z_i^T Z_j for rows i = first, ..., n - 1 on and below the diagonal, and in some tiles above it.
   // Both are multiples of kTall, and n of kStrip.
   template <typename Factor>

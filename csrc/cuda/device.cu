@@ -56,4 +56,8 @@ int cuda_launch(CudaKronKernel kernel, int blocks, int shared_bytes, const KronA
   return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, shared_bytes, &args, device, stream);
 }
 
+int cuda_launch(CudaKronApplyKernel kernel, int blocks, const KronApplyArgs& args, int device, void* stream) {
+  return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, 0, &args, device, stream);
+}
+
 }  // namespace fastcurv

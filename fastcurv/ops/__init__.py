@@ -1,6 +1,8 @@
 """Public operations. Each takes tensors, checks them, chooses a back end and runs it; in-place ones end in `_`."""
 
+from fastcurv.ops._stein import Stein, stein
 from fastcurv.ops.adam import adam_
+from fastcurv.ops.kron_apply import kron_apply
 from fastcurv.ops.kron_inverse import kron_inverse
 from fastcurv.ops.lamb import lamb_
 from fastcurv.ops.lars import lars_
@@ -10,4 +12,17 @@ from fastcurv.ops.orthogonalize import orthogonalize
 from fastcurv.ops.ranger import ranger_
 from fastcurv.ops.sgd import sgd_
 
-__all__ = ["adam_", "kron_inverse", "lamb_", "lars_", "lookahead_", "nero_", "orthogonalize", "ranger_", "sgd_"]
+__all__ = [
+    "Stein",
+    "adam_",
+    "kron_apply",
+    "kron_inverse",
+    "lamb_",
+    "lars_",
+    "lookahead_",
+    "nero_",
+    "orthogonalize",
+    "ranger_",
+    "sgd_",
+    "stein",
+]

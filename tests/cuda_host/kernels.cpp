@@ -3,6 +3,7 @@
 // The kernels come after the emulator, which defines their vocabulary.
 #include "adam.cuh"
 #include "gram_schmidt.cuh"
+#include "kron_apply.cuh"
 #include "kron_inverse.cuh"
 #include "lamb.cuh"
 #include "lars.cuh"
@@ -44,6 +45,8 @@ const std::vector<cuda_host::Kernel> cuda_host::kernels = {
     MATRIX(newton_schulz_kernel, fastcurv::float16),
     MATRIX(gram_schmidt_kernel, float),
     MATRIX(gram_schmidt_kernel, double),
+    MATRIX(kron_apply_kernel, float),
+    MATRIX(kron_apply_kernel, double),
     MATRIX(kron_inverse_kernel, float),
     MATRIX(kron_inverse_kernel, double),
 };
