@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from cases import DEVICE
-from layers import BACKENDS, Problem, definite, every_backend, kron_apply
+from layers import BACKENDS, FORMS, Problem, definite, every_backend, kron_apply
 from spectra import UNIT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
