@@ -77,11 +77,11 @@ def multiply_kernel(
         partials_ptr += program.to(tl.int64) * 2
         if other_ptr is not None:
             other = load_tile(other_ptr + batch * m * n, rows, columns, m, n, COMPUTE).to(tl.float64)
-            tl.store(partials_ptr, tl.sum(tl.ravel(wide * other), axis=0))
+            tl.store(partials_ptr, tl.sum(tl.sum(wide * other, axis=1), axis=0))
         else:
             tl.store(partials_ptr, 0.0)
         if out_ptr is not None:
-            tl.store(partials_ptr + 1, tl.sum(tl.ravel(wide * wide), axis=0))
+            tl.store(partials_ptr + 1, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
         else:
             tl.store(partials_ptr + 1, 0.0)
 

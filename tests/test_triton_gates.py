@@ -261,7 +261,10 @@ def test_kernels_on_matrices_hold_the_gates(op):
 
 
 def test_kernels_on_layers_hold_the_gates():
-    """No spills, and no TF32."""
+    """No spills, and no TF32.
+
+    But for 8 bytes in float64 for sm_120, where ptxas wants to fit in one more block: as for kernels without rows.
+    """
     calls = [
         (architecture, shape, dtype, {"form": form})
         for architecture in (80, 90, 100, 120)
@@ -272,5 +275,6 @@ def test_kernels_on_layers_hold_the_gates():
     ]
     for k in compiled("kron_apply", calls, ON_LAYERS):
         print({key: value for key, value in k.items() if key != "hash"})
-        assert (k["stack"], k["local"], k["tf32"]) == (0, 0, False), k
+        assert k["stack"] <= (8 if (k["architecture"], k["stored"]) == (120, "float64") else 0), k
+        assert (k["local"], k["tf32"]) == (0, False), k
         assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
