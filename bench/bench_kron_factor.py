@@ -17,7 +17,7 @@ from fastcurv.ops import Patches, kron_factor_
 from . import models
 from .entry import pytest_generate_tests, test_step
 from .harness import WARM_UPS, Case, Contender, Options, Prepared, Role
-from .matrices import QUICK_ROWS, TOLERANCE, error, gemm
+from .matrices import QUICK_ROWS, TOLERANCE, gemm, relative_error
 
 __all__ = ["CASES", "pytest_generate_tests", "test_step"]
 
@@ -138,7 +138,7 @@ class FactorCase(Case):
         inputs.by_torch(truths, [x.double() for x in samples])
         inputs.by_torch(models_, samples)
         update(inputs, factors, samples)
-        found, allowed = error(factors, truths), TOLERANCE * error(models_, truths)
+        found, allowed = relative_error(factors, truths), TOLERANCE * relative_error(models_, truths)
         return "" if found <= allowed else f"off by {found:.2g}, {allowed:.2g} allowed"
 
     def _prepare(self, update: Callable[..., object], options: Options) -> Prepared:

@@ -100,8 +100,8 @@ class MatrixCase(Case):
         matrices = self.examples(shapes, device)
         truths = [self.truth(m.double()) for m in matrices]
         function = _compiled(implementation)
-        found = error(function(matrices), truths)
-        allowed = TOLERANCE * error([self.model(m) for m in matrices], truths)
+        found = relative_error(function(matrices), truths)
+        allowed = TOLERANCE * relative_error([self.model(m) for m in matrices], truths)
         return "" if found <= allowed else f"off by {found:.2g}, {allowed:.2g} allowed"
 
     def prepare(self, implementation: Implementation, options: Options) -> Prepared:
@@ -119,7 +119,7 @@ class MatrixCase(Case):
 
 
 def gemm(options: Options) -> tuple[str, Callable[[], object], int]:
-    """The ceiling of products: its name, call and flops."""
+    """The ceiling of what multiplies matrices: name, call and flops of one large product."""
     rows = QUICK_ROWS if options.quick else GEMM_ROWS
     x = torch.ones(rows, rows, device=options.device)
     return f"float32 product of {rows} x {rows}", functools.partial(torch.mm, x, x), 2 * rows**3
@@ -151,7 +151,7 @@ def gradients(shapes: Sequence[Shape], device: str) -> list[Tensor]:
     return matrices
 
 
-def error(found: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
+def relative_error(found: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
     """The largest relative distance, in the Frobenius norm."""
     return max(
         float((x.double() - t).norm() / t.norm()) if bool(x.isfinite().all()) else math.inf

@@ -270,6 +270,7 @@ PYBIND11_MODULE(_C, m) {
   bind_matrix_ops(m);
   bind_kron_ops(m);
   bind_kron_factor(m);
+  bind_kron_apply(m);
 
   py::options options;
   options.disable_function_signatures();

@@ -26,9 +26,10 @@ void for_each_batch(const std::vector<Item>& items, Item (&array)[kMost], const 
 // The type that a dtype is stored in, as device code calls it.
 const char* type_name(Dtype dtype);
 
-// matrix_bindings.cpp, kron_bindings.cpp, kron_factor_bindings.cpp
+// matrix_bindings.cpp, kron_bindings.cpp, kron_factor_bindings.cpp, kron_apply_bindings.cpp
 void bind_matrix_ops(pybind11::module_& module);
 void bind_kron_ops(pybind11::module_& module);
 void bind_kron_factor(pybind11::module_& module);
+void bind_kron_apply(pybind11::module_& module);
 
 }  // namespace fastcurv

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kron.h"
+#include "kron_apply.h"
 #include "matrices.h"
 #include "table.h"
 
@@ -23,6 +24,7 @@ void gram_schmidt_cpu(const std::vector<Matrix>& matrices, Dtype dtype, double f
 void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const std::vector<Step>& steps,
                        long long spectral, double eps);
 
+void kron_apply_cpu(const std::vector<Layer>& layers, Dtype dtype);
 void kron_inverse_cpu(const std::vector<Factor>& factors, Dtype dtype);
 void kron_root_cpu(const std::vector<Factor>& factors, Dtype dtype, long long p);
 
@@ -66,6 +68,8 @@ struct CudaStatisticKernels {
   CudaStatisticKernel sums, update;
 };
 CudaStatisticKernels kron_factor_cuda(Dtype samples, Dtype sums);
+using CudaKronApplyKernel = void (*)(KronApplyArgs);
+CudaKronApplyKernel kron_apply_cuda(Dtype dtype);
 
 // cuda/device.cu: launches one of them; returns a CUDA error code.
 int cuda_launch(CudaKernel kernel, int blocks, int threads, const Args& args, int device, void* stream);
@@ -73,6 +77,7 @@ int cuda_launch(CudaMatrixKernel kernel, int blocks, int shared_bytes, const Mat
                 void* stream);
 int cuda_launch(CudaKronKernel kernel, int blocks, int shared_bytes, const KronArgs& args, int device, void* stream);
 int cuda_launch(CudaStatisticKernel kernel, int blocks, const StatisticArgs& args, int device, void* stream);
+int cuda_launch(CudaKronApplyKernel kernel, int blocks, const KronApplyArgs& args, int device, void* stream);
 #endif
 
 }  // namespace fastcurv

@@ -176,6 +176,19 @@ def are_square(matrices: list[Tensor]) -> bool: ...
 def kron_inverse(
     factors: list[Tensor], inverses: list[Tensor], previous: list[Tensor], info: Tensor, damping: Tensor
 ) -> None: ...
+def kron_apply(
+    grads: list[Tensor],
+    lefts: list[Tensor],
+    rights: list[Tensor],
+    inputs: list[Tensor],
+    left_values: list[Tensor],
+    right_values: list[Tensor],
+    updates: list[Tensor],
+    products: Tensor,
+    info: Tensor,
+    workspace: Tensor,
+) -> None: ...
+def kron_apply_kernel(*args: object, **kwargs: object) -> _Launches: ...
 def kron_inverse_kernel(*args: object, **kwargs: object) -> _Launches: ...
 def kron_root(
     factors: list[Tensor], roots: list[Tensor], previous: list[Tensor], info: Tensor, damping: Tensor, p: int

@@ -16,7 +16,7 @@ import torch
 # In place, over lists of tensors; on each matrix of a list; and on Kronecker factors.
 OPS = ("adam", "lamb", "lars", "lookahead", "nero", "ranger", "sgd")
 MATRIX_OPS = ("gram_schmidt", "newton_schulz", "polar")
-KRON_OPS = ("kron_factor", "kron_inverse", "kron_root")
+KRON_OPS = ("kron_apply", "kron_factor", "kron_inverse", "kron_root")
 # What works in place, and whose functions end in an underscore therefore.
 IN_PLACE = (*OPS, "kron_factor")
 BACKENDS = ("cuda", "triton", "cpp", "reference")  # best first

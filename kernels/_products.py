@@ -20,7 +20,7 @@ _COLUMNS = 256
 Step = tuple[float, float, float]
 
 
-def _tiling(m: int, dtype: torch.dtype) -> tuple[int, int, int]:
+def tiling(m: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Edge of a tile of the result, depth of a product of tiles, and warps, for matrices of m rows."""
     if dtype == torch.bfloat16:
         return (128, 64, 8) if m > 1024 else (64, 64, 4)
@@ -187,7 +187,7 @@ def symmetric_product(x: Tensor, y: Tensor, step: Step | None = None, addend: Te
         (batch, m, m), symmetric to the bit.
     """
     count, m, n = x.shape
-    block, depth, warps = _tiling(m, x.dtype)
+    block, depth, warps = tiling(m, x.dtype)
     tiles = triton.cdiv(m, block) * (triton.cdiv(m, block) + 1) // 2
     splits = max(1, min(_PROGRAMS // tiles, n // _COLUMNS))
     length = triton.cdiv(n, splits * depth) * depth
@@ -228,7 +228,7 @@ def product(p: Tensor, x: Tensor, dtype: torch.dtype, a: float | None = None) ->
         a: A number that in p would cost digits of its other elements.
     """
     count, m, n = x.shape
-    block, depth, warps = _tiling(m, x.dtype)
+    block, depth, warps = tiling(m, x.dtype)
     row_tiles, column_tiles = triton.cdiv(m, block), triton.cdiv(n, block)
     out = torch.empty_like(x, dtype=dtype)
     product_kernel[(count * row_tiles * column_tiles,)](

@@ -61,7 +61,9 @@ ACCESSES = {
 WITH_SUMS = {"Ranger", "Nero", "Lars", "Lamb"}
 DTYPE_PAIRS = 5
 # Kernels on matrices, and for how many dtypes there are instances. Their dot products contract.
-ON_MATRICES = {"newton_schulz": 4, "gram_schmidt": 2, "kron_factor": 14, "kron_inverse": 2, "kron_root": 2}
+ON_MATRICES = {
+    "newton_schulz": 4, "gram_schmidt": 2, "kron_apply": 2, "kron_factor": 14, "kron_inverse": 2, "kron_root": 2,
+}  # fmt: skip
 
 
 def wide_accesses(instance: "Instance") -> tuple[int, int]:

@@ -36,10 +36,13 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 ALL_OPS = _backend.OPS + _backend.MATRIX_OPS + _backend.KRON_OPS
 # What is allocated by an op, most of it to be returned, and an argument of its implementations.
 RETURNED = {
-    "kron_factor": ("traces", "info", "workspace"),
+    "kron_apply": ("updates", "products", "info"),
+    "kron_factor": ("traces", "info"),
     "kron_inverse": ("inverses", "info"),
     "kron_root": ("roots", "info"),
 }
+# A work space, what an op tells its implementation for parts of a matrix, and what it takes apart.
+OWN = {"table", "floor", "workspace", "left_values", "right_values"}
 # What the public calls it whose ways are ops.
 PUBLIC = {"orthogonalize", "kron_eigh"}
 
@@ -89,7 +92,8 @@ def test_native_code_includes_no_torch():
 
 def test_device_code_includes_only_ours():
     ours = {p.name for p in (ROOT / "csrc").rglob("*.*")}
-    shared = [ROOT / "csrc" / name for name in ("numeric.h", "table.h", "rule.h", "schedule.h", "matrices.h", "kron.h")]
+    names = ("numeric.h", "table.h", "rule.h", "schedule.h", "matrices.h", "kron.h", "kron_apply.h")
+    shared = [ROOT / "csrc" / name for name in names]
     for path in [*(ROOT / "csrc/cuda").glob("*.cuh"), *(ROOT / "csrc").glob("*_rule.h"), *shared]:
         assert set(re.findall(r"#include\s*[<\"]([^>\"]+)", path.read_text())) <= ours, path
 
@@ -126,8 +130,7 @@ def test_the_op_takes_what_its_reference_takes_and_returns_the_rest(op):
     reference = inspect.signature(getattr(importlib.import_module(f"fastcurv.reference.{op}"), name_of(op)))
     # Which way, and by which implementation, is the public function's to decide.
     own = [name for name in public.parameters if name not in ("method", "backend")]
-    # A work space, and what an op tells its implementation for parts of a matrix, are its own.
-    theirs = [name for name in reference.parameters if name not in ("table", "floor", *RETURNED.get(op, ()))]
+    theirs = [name for name in reference.parameters if name not in OWN.union(RETURNED.get(op, ()))]
     assert own == theirs or (op in RETURNED and sorted(own) == sorted(theirs))
     assert (public.return_annotation == "None") is (op not in RETURNED)
 

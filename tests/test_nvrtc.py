@@ -60,8 +60,9 @@ def test_compiles_to_machine_code(rule, architecture):
 @pytest.mark.compile
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", [
-    "newton_schulz_kernel<fastcurv::bfloat16>", "gram_schmidt_kernel<double>",
+    "newton_schulz_kernel<fastcurv::bfloat16>", "gram_schmidt_kernel<double>", "kron_apply_kernel<float>",
     "kron_factor_kernel<fastcurv::float16, float, false>", "kron_factor_kernel<double, double, true>",
+    "kron_root_kernel<float>",
 ])  # fmt: skip
 def test_kernels_on_matrices_compile_to_machine_code(kernel, architecture):
     compiled = _nvrtc.compile.__wrapped__(f"fastcurv::{kernel}", architecture)

@@ -60,4 +60,8 @@ int cuda_launch(CudaStatisticKernel kernel, int blocks, const StatisticArgs& arg
   return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, 0, &args, device, stream);
 }
 
+int cuda_launch(CudaKronApplyKernel kernel, int blocks, const KronApplyArgs& args, int device, void* stream) {
+  return launch(reinterpret_cast<const void*>(kernel), blocks, kMatrixThreads, 0, &args, device, stream);
+}
+
 }  // namespace fastcurv

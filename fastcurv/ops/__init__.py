@@ -1,6 +1,8 @@
 """Public operations. Each takes tensors, checks them, chooses a back end and runs it; in-place ones end in `_`."""
 
+from fastcurv.ops._stein import Stein, stein
 from fastcurv.ops.adam import adam_
+from fastcurv.ops.kron_apply import kron_apply
 from fastcurv.ops.kron_eigh import Eigen, kron_eigh
 from fastcurv.ops.kron_factor import Patches, kron_factor_
 from fastcurv.ops.kron_inverse import kron_inverse
@@ -16,7 +18,9 @@ from fastcurv.ops.sgd import sgd_
 __all__ = [
     "Eigen",
     "Patches",
+    "Stein",
     "adam_",
+    "kron_apply",
     "kron_eigh",
     "kron_factor_",
     "kron_inverse",
@@ -28,4 +32,5 @@ __all__ = [
     "orthogonalize",
     "ranger_",
     "sgd_",
+    "stein",
 ]

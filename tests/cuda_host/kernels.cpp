@@ -3,6 +3,7 @@
 // The kernels come after the emulator, which defines their vocabulary.
 #include "adam.cuh"
 #include "gram_schmidt.cuh"
+#include "kron_apply.cuh"
 #include "kron_factor.cuh"
 #include "kron_inverse.cuh"
 #include "kron_root.cuh"
@@ -49,6 +50,8 @@ const std::vector<cuda_host::Kernel> cuda_host::kernels = {
     MATRIX(newton_schulz_kernel, fastcurv::float16),
     MATRIX(gram_schmidt_kernel, float),
     MATRIX(gram_schmidt_kernel, double),
+    MATRIX(kron_apply_kernel, float),
+    MATRIX(kron_apply_kernel, double),
     STATISTIC(float, float),
     STATISTIC(float, double),
     STATISTIC(double, double),
