@@ -61,7 +61,7 @@ def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Te
 
 
 def _are_square(matrices: list[Any]) -> bool:
-    """Whether there is nothing to say of a list, and nothing to copy: mostly so, and found out in a tenth of the time."""
+    """Whether there is nothing to say of a list, and nothing to copy: mostly so, and soon found out."""
     native = _backend.native()
     if native is None or not {Tensor, Parameter}.issuperset(map(type, matrices)):
         return False
