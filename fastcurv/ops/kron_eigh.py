@@ -77,7 +77,7 @@ def _decompose(matrix: Tensor, out: Tensor) -> int:
             out.zero_()
             return _matrices.NOT_FINITE
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
+    except torch._C._LinAlgError:
         out.zero_()
         return NOT_DEFINITE
     out[0], out[1:] = values, vectors

@@ -144,7 +144,7 @@ def _hot_start(
     info: Tensor,
     damping: Tensor,
 ) -> None:
-    """Newton's iteration X (2 I - M X) from the previous inverses of matrices of one size; 0 in `info` where it is done.
+    """Newton's iteration X (2 I - M X) from previous inverses of matrices of one size; 0 in `info` where it is done.
 
     It is done where the residual, taken in double, is as small as rounding of X makes it. In single precision a step
     would lose by rounding what it gains: of what is not exactly symmetric, half is not the inverse.
