@@ -77,7 +77,7 @@ def _decompose(matrix: Tensor, out: Tensor) -> int:
             out.zero_()
             return _matrices.NOT_FINITE
         values, vectors = torch.linalg.eigh(matrix)
-    except torch._C._LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # which its stub forgets
         out.zero_()
         return NOT_DEFINITE
     out[0], out[1:] = values, vectors
