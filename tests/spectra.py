@@ -42,6 +42,54 @@ def polar_truth(matrix):
     return u[:, kept] @ vh[kept], sigma, int((~kept).sum())
 
 
+def definite(n, condition, generator, dtype=torch.float32):
+    """Eigenvalues from one down to 1 / condition."""
+    q = orthonormal(n, n, generator)
+    values = torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
+    matrix = (q * values) @ q.mT
+    return ((matrix + matrix.mT) / 2).to(DEVICE, dtype)
+
+
+def almost(n, least, generator):
+    """Eigenvalues of one, and one of `least`, in float64: nothing depends on rounding."""
+    q = orthonormal(n, n, generator)
+    values = torch.ones(n, dtype=torch.float64)
+    values[0] = least
+    matrix = (q * values) @ q.mT
+    return ((matrix + matrix.mT) / 2).to(DEVICE)
+
+
+def tridiagonal(n, alpha, beta):
+    """The matrix, float32, and its eigenvalues alpha + 2 beta cos(k pi / (n + 1)) and vectors sin(j k pi / (n + 1))."""
+    k = torch.arange(1, n + 1, dtype=torch.float64)
+    values = alpha + 2 * beta * torch.cos(k * math.pi / (n + 1))
+    vectors = math.sqrt(2 / (n + 1)) * torch.sin(k[:, None] * k * math.pi / (n + 1))
+    ones = torch.ones(n - 1)
+    matrix = alpha * torch.eye(n) + beta * (torch.diag(ones, 1) + torch.diag(ones, -1))
+    return matrix.to(DEVICE), values, vectors
+
+
+def truth_of(matrix, p=1):
+    """The inverse p-th root in float64."""
+    m = matrix.double()
+    if p == 1:
+        return torch.linalg.solve(m, torch.eye(len(m), dtype=torch.float64, device=m.device))
+    values, vectors = torch.linalg.eigh(m)
+    return (vectors * values ** (-1 / p)) @ vectors.mT
+
+
+def assert_root(matrix, root, condition, p=1):
+    """Symmetric to the bit; of an inverse, a residual that rounding explains; an error of 20 kappa u."""
+    m, x, unit = matrix.double(), root.double(), UNIT[matrix.dtype]
+    n, one = len(m), torch.eye(len(m), dtype=torch.float64, device=m.device)
+    assert torch.equal(root, root.mT)
+    if p == 1:
+        assert (one - m @ x).norm() <= 10 * math.sqrt(n) * unit * m.norm() * x.norm()
+    if condition <= 1e5 or matrix.dtype == torch.float64:
+        truth = truth_of(matrix, p)
+        assert (x - truth).norm() <= 20 * condition * unit * truth.norm()
+
+
 def wide(matrix):
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from cases import DEVICE
-from spectra import UNIT, orthonormal
+from spectra import UNIT, almost, assert_root, definite, tridiagonal, truth_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcurv import _backend, ops
@@ -33,29 +33,6 @@ def kron_inverse(factors, damping=0.0, *, backend=None, order="ascending", **opt
         return ops.kron_inverse(factors, damping, **options)
 
 
-def definite(n, condition, generator, dtype=torch.float32):
-    """Eigenvalues from one down to 1 / condition."""
-    q = orthonormal(n, n, generator)
-    values = torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
-    matrix = (q * values) @ q.mT
-    return ((matrix + matrix.mT) / 2).to(DEVICE, dtype)
-
-
-def truth_of(matrix):
-    m = matrix.double()
-    return torch.linalg.solve(m, torch.eye(len(m), dtype=torch.float64, device=m.device))
-
-
-def assert_inverse(matrix, inverse, condition):
-    m, x, unit = matrix.double(), inverse.double(), UNIT[matrix.dtype]
-    n, one = len(m), torch.eye(len(m), dtype=torch.float64, device=m.device)
-    assert torch.equal(inverse, inverse.mT)
-    assert (one - m @ x).norm() <= 10 * math.sqrt(n) * unit * m.norm() * x.norm()
-    if condition <= 1e5 or matrix.dtype == torch.float64:
-        truth = truth_of(matrix)
-        assert (x - truth).norm() <= 20 * condition * unit * truth.norm()
-
-
 @every_backend
 @every_size
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e5, 1e6])
@@ -64,7 +41,7 @@ def test_against_float64(backend, n, condition, generator):
     before = matrix.clone()
     (inverse,), info = kron_inverse([matrix], backend=backend)
     assert info.tolist() == [0] and torch.equal(matrix, before)
-    assert_inverse(matrix, inverse, condition)
+    assert_root(matrix, inverse, condition)
 
 
 @every_backend
@@ -73,7 +50,7 @@ def test_float64(backend, n, generator):
     matrix = definite(n, 1e9, generator, torch.float64)
     (inverse,), info = kron_inverse([matrix], backend=backend)
     assert info.tolist() == [0] and inverse.dtype == torch.float64
-    assert_inverse(matrix, inverse, 1e9)
+    assert_root(matrix, inverse, 1e9)
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "emulator"])
@@ -84,7 +61,7 @@ def test_large_blocks(backend, generator):
     (inverse,), info = kron_inverse([matrix], 0.1, backend=backend)
     matrix.diagonal().add_(0.1)
     assert info.tolist() == [0]
-    assert_inverse(matrix, inverse, math.inf)
+    assert_root(matrix, inverse, math.inf)
 
 
 @pytest.mark.skipif("emulator" not in BACKENDS, reason="needs fastcurv._C")
@@ -96,21 +73,15 @@ def test_threads_of_a_block_in_any_order(n, dtype, order, generator):
     expected, _ = kron_inverse(matrices, backend="emulator")
     inverses, info = kron_inverse(matrices, backend="emulator", order=order)
     assert info.tolist() == [0, -1, 0]
-    assert_inverse(matrices[0], inverses[0], 1e3)
+    assert_root(matrices[0], inverses[0], 1e3)
     assert all(torch.equal(a, b) for a, b in zip(inverses, expected, strict=True))
 
 
 @every_backend
 @pytest.mark.parametrize("n", [3, 10, 100, 300])
 def test_tridiagonal(backend, n):
-    """Eigenvalues alpha + 2 beta cos(k pi / (n + 1)), eigenvectors sin(j k pi / (n + 1))."""
-    alpha, beta = 2.5, -1.0
-    k = torch.arange(1, n + 1, dtype=torch.float64)
-    values = alpha + 2 * beta * torch.cos(k * math.pi / (n + 1))
-    vectors = math.sqrt(2 / (n + 1)) * torch.sin(k[:, None] * k * math.pi / (n + 1))
-    ones = torch.ones(n - 1)
-    matrix = alpha * torch.eye(n) + beta * (torch.diag(ones, 1) + torch.diag(ones, -1))
-    (inverse,), _ = kron_inverse([matrix.to(DEVICE)], backend=backend)
+    matrix, values, vectors = tridiagonal(n, 2.5, -1.0)
+    (inverse,), _ = kron_inverse([matrix], backend=backend)
     truth = (vectors / values) @ vectors.mT
     condition = (values.max() / values.min()).item()
     assert (inverse.double().cpu() - truth).norm() <= 20 * condition * UNIT[torch.float32] * truth.norm()
@@ -166,15 +137,6 @@ def test_damping(backend, generator):
     for one in (0.5, torch.tensor(0.5, device=DEVICE), torch.tensor([0.5], device=DEVICE)):
         found, _ = kron_inverse(matrices, one, backend=backend)
         torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
-
-
-def almost(n, least, generator):
-    """Eigenvalues of one, and one of `least`, in float64: nothing depends on rounding."""
-    q = orthonormal(n, n, generator)
-    values = torch.ones(n, dtype=torch.float64)
-    values[0] = least
-    matrix = (q * values) @ q.mT
-    return ((matrix + matrix.mT) / 2).to(DEVICE)
 
 
 @every_backend
@@ -236,7 +198,7 @@ def test_large_matrices_on_a_gpu(monkeypatch, generator):
     inverses, info = ops.kron_inverse(matrices)
     assert done == [True, False, False, False, True, False] and info.tolist() == [0, 0, -1, -2, 0, 3]
     for i in (0, 1, 4):
-        assert_inverse(matrices[i], inverses[i], 1e3)
+        assert_root(matrices[i], inverses[i], 1e3)
     assert not inverses[2].any() and not inverses[3].any() and inverses[5].isfinite().all()
 
 

@@ -189,6 +189,11 @@ def each(function: Callable[[Tensor, Tensor], int], matrices: list[Tensor], outs
             run(k)
 
 
+def mirrored(matrices: Tensor) -> Tensor:
+    """Symmetric matrices (b, n, n), of which what is on and below the diagonal is read."""
+    return matrices.tril() + matrices.tril(-1).mT
+
+
 def symmetric_product(
     x: Tensor, y: Tensor, plus: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0, blocks: int = 4
 ) -> Tensor:
@@ -214,6 +219,8 @@ def symmetric_product(
         added = to if plus is None else plus[:, begin:end, :end]
         scale = 0.0 if plus is None else beta
         torch.baddbmm(added, x[:, begin:end], y[:, :end].mT, beta=scale, alpha=alpha, out=to)
+        corner = to[:, :, begin:]
+        corner.copy_(mirrored(corner))
         if begin:
             out[:, :begin, begin:end] = to[:, :, :begin].mT
     return out

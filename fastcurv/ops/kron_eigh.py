@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastcurv import _alloc
+from fastcurv import _alloc, _library
 from fastcurv.ops import _kron, _matrices
 from fastcurv.ops.kron_factor import kron_factor_
 
@@ -58,17 +58,27 @@ def kron_eigh(factors: Sequence[Tensor]) -> Eigen:
         >>> kron_inverse(eigen, damping=1.0, method="eigh")[0][0].diagonal()
         tensor([0.2500, 0.5000])
     """
+    factors = list(factors) if not isinstance(factors, Tensor) else factors
+    must_dispatch = _library.must_dispatch([f for f in factors if isinstance(f, Tensor)])
+    outs, info = (_dispatch if must_dispatch else _decomposed)(factors)
+    return Eigen([out[0] for out in outs], [out[1:] for out in outs], info)
+
+
+def _empty(factors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """For each factor its values in the first row, its vectors below; and info."""
+    info = _alloc.empty(len(factors), dtype=torch.int32, device=factors[0].device if factors else None)
+    return [_alloc.empty(len(m) + 1, len(m), dtype=m.dtype, device=m.device) for m in factors], info
+
+
+def _decomposed(factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     matrices = _kron.factors(factors)
-    device = matrices[0].device if matrices else None
-    info = _alloc.empty(len(matrices), dtype=torch.int32, device=device)
-    # Values in the first row, vectors below.
-    outs = [_alloc.empty(len(m) + 1, len(m), dtype=m.dtype, device=m.device) for m in matrices]
+    outs, info = _empty(matrices)
     with torch.no_grad():
-        if device is not None and device.type == "cpu":
+        if info.device.type == "cpu" and matrices:
             _matrices.each(_decompose, matrices, outs, info)
         else:
             _decompose_batches(matrices, outs, info)
-    return Eigen([out[0] for out in outs], [out[1:] for out in outs], info)
+    return outs, info
 
 
 def _decompose(matrix: Tensor, out: Tensor) -> int:
@@ -118,7 +128,8 @@ def root_of(
     mean = torch.stack([values[i].mean() for i in full]).double()
     jitters = torch.tensor([0.0, *(10.0 ** (tries - 7) for tries in range(1, TRIES))], dtype=torch.float64)
     shifts = damping[:, None] + mean[:, None] * jitters.to(mean.device)
-    positive = (least[:, None] + shifts > 0) & (found == 0)[:, None]
+    finite = damping.to(vectors[0].dtype).isfinite()
+    positive = (least[:, None] + shifts > 0) & (finite & (found == 0))[:, None]
     tries = positive.int().argmax(dim=1)
     shift = torch.where(positive.any(dim=1), shifts.gather(1, tries[:, None])[:, 0], torch.nan)
     halves = [
@@ -127,6 +138,9 @@ def root_of(
     ]
     dtype = vectors[0].dtype
     _, failed = kron_factor_([roots[i] for i in full], halves, scale=1.0, dtype=dtype, backend=backend)
-    result = torch.where(failed == 0, tries, torch.where(torch.isfinite(damping), NOT_DEFINITE, _matrices.NOT_FINITE))
+    result = torch.where(failed == 0, tries, torch.where(finite, NOT_DEFINITE, _matrices.NOT_FINITE))
     result = torch.where(found < 0, found, result)
     return roots, info.index_copy(0, numbers, result.int())
+
+
+_dispatch = _library.register("kron_eigh(Tensor[] factors) -> (Tensor[], Tensor)", _decomposed, _empty)

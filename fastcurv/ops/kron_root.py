@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ METHODS = ("newton", "eigh")
 SMALL = 64
 # Steps that the least eigenvalue that counts takes, which is rounding of the largest.
 STEPS = {torch.float32: 36, torch.float64: 64}
+# From a batch of damped matrices and p to the roots, and which of them converged.
+Iterate = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 # Of Newton's iteration from an inverse that is near.
 HOT_STEPS = 6
 
@@ -106,10 +109,12 @@ def _rooted(
         if p == 1 and previous:
             for indices in _by_size(factors, at_least=1):
                 _hot_start(indices, factors, roots, previous, info, damping)
-        if name != "cuda":
+        if name not in ("cuda", "triton"):
             implementation(factors, roots, previous, info, damping, p)
             return roots, info
-        small = [i for i, factor in enumerate(factors) if len(factor) <= SMALL]
+        # Triton's kernel takes matrices of any size, but leaves the jitter to this module.
+        most, iterate = (SMALL, _coupled) if name == "cuda" else (0, functools.partial(_by_kernel, implementation))
+        small = [i for i, factor in enumerate(factors) if len(factor) <= most]
         if small:
             numbers = _matrices.numbers(tuple(small), info.device)
             found = info.index_select(0, numbers)
@@ -117,8 +122,8 @@ def _rooted(
             given, written = [factors[i] for i in small], [roots[i] for i in small]
             implementation(given, written, before, found, damping.index_select(0, numbers), p)
             info.index_copy_(0, numbers, found)
-        for indices in _by_size(factors, at_least=SMALL + 1):
-            _by_products(indices, factors, roots, previous, info, damping, p)
+        for indices in _by_size(factors, at_least=most + 1):
+            _by_products(indices, factors, roots, previous, info, damping, p, iterate)
     return roots, info
 
 
@@ -132,8 +137,7 @@ def _by_size(factors: list[Tensor], at_least: int) -> list[list[int]]:
 
 
 def _stacked(indices: list[int], factors: list[Tensor]) -> Tensor:
-    lower = torch.stack([factors[i] for i in indices])
-    return lower.tril() + lower.tril(-1).mT
+    return _matrices.mirrored(torch.stack([factors[i] for i in indices]))
 
 
 def _hot_start(
@@ -156,7 +160,8 @@ def _hot_start(
     norms = torch.linalg.matrix_norm(a)
     unit = torch.finfo(x.dtype).eps / 2
     best, done = x, torch.zeros_like(norms, dtype=torch.bool)
-    is_near = ~done
+    # Of matrices that are definite: what is near is then definite, too.
+    is_near = torch.linalg.cholesky_ex(x).info == 0
     for step in range(HOT_STEPS):
         residual = -torch.bmm(a, x.double())
         residual.diagonal(dim1=1, dim2=2).add_(1.0)
@@ -168,14 +173,10 @@ def _hot_start(
         # A GPU is not asked.
         if step + 1 == HOT_STEPS or (a.device.type == "cpu" and bool((done | ~is_near).all())):
             break
-        x = _mirrored((x + torch.bmm(x.double(), residual)).to(x.dtype))
+        x = _matrices.mirrored((x + torch.bmm(x.double(), residual)).to(x.dtype))
     info.index_copy_(0, numbers, (~done).to(torch.int32))
     for i, inverse in zip(indices, best, strict=True):
         inverses[i].copy_(inverse)
-
-
-def _mirrored(x: Tensor) -> Tensor:
-    return x.tril() + x.tril(-1).mT
 
 
 def _by_products(
@@ -186,8 +187,9 @@ def _by_products(
     info: Tensor,
     damping: Tensor,
     p: int,
+    iterate: Iterate,
 ) -> None:
-    """The algorithm of the reference on matrices of one size in torch's products; nothing waits for a GPU.
+    """The algorithm of the reference on matrices of one size; nothing waits for a GPU.
 
     How much jitter a matrix takes, Cholesky's decomposition says beforehand.
     """
@@ -206,9 +208,7 @@ def _by_products(
         good = torch.linalg.cholesky_ex(trial).info == 0
         damped = torch.where(good[:, None, None], trial, damped)
         tries = torch.where(good, k, tries)
-    exact = torch.float64 if torch.backends.cuda.matmul.fp32_precision == "tf32" else a.dtype
-    results, converged = _coupled(damped.to(exact), p, STEPS[a.dtype])
-    results = results.to(a.dtype)
+    results, converged = iterate(damped, p)
     good = finite & (tries >= 0) & converged & results.isfinite().all(dim=2).all(dim=1)
     found = torch.where(good, tries, torch.where(finite, NOT_DEFINITE, _matrices.NOT_FINITE))
     done = info.index_select(0, numbers) == 0
@@ -218,19 +218,31 @@ def _by_products(
         roots[i].copy_(torch.where(done[k], roots[i], torch.where(good[k], results[k], instead)))
 
 
-def _coupled(a: Tensor, p: int, steps: int) -> tuple[Tensor, Tensor]:
-    """A^(-1/p) of each matrix of a batch, and whether the iteration converged."""
+def _by_kernel(implementation: _backend.Implementation, a: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """What `_coupled` returns, by an implementation."""
+    x, zero = _alloc.empty_like(a), torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    info = torch.ones(len(a), dtype=torch.int32, device=a.device)
+    implementation(list(a.unbind()), list(x.unbind()), [], info, zero, p)
+    return x, info == 0
+
+
+def _coupled(matrices: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """A^(-1/p) of each matrix of a batch, by torch's products, and whether the iteration converged."""
+    a = matrices.double() if torch.backends.cuda.matmul.fp32_precision == "tf32" else matrices
     one = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     norm = a.abs().sum(dim=2).amax(dim=1)
     z = torch.where(norm > 0, (p + 1) / (2 * norm), 0.0)[:, None, None]
     x, m = z ** (1 / p) * one, z * a
     done = torch.zeros_like(norm, dtype=torch.bool)
-    for _ in range(steps):
+    for _ in range(STEPS[a.dtype]):
         error = (m - one).abs().amax(dim=(1, 2))
         t = torch.where(done[:, None, None], one, ((p + 1) * one - m) / p)
         x = _matrices.symmetric_product(x, t)
         # What is left is about the square of it.
         done = done | (error < torch.finfo(a.dtype).eps ** 0.5 / 2)
+        # A GPU is not asked.
+        if a.device.type == "cpu" and bool(done.all()):
+            break
         power = p
         while power:
             if power & 1:
@@ -238,7 +250,7 @@ def _coupled(a: Tensor, p: int, steps: int) -> tuple[Tensor, Tensor]:
             power >>= 1
             if power:
                 t = _matrices.symmetric_product(t, t)
-    return x, done
+    return x.to(matrices.dtype), done
 
 
 def _registered(
