@@ -29,7 +29,10 @@ def kron_root(
     found, shifts = list(info.unbind()), damping.unbind()
     for n, members in sizes.items():
         if n == 0:
-            results, good = [factors[i] for i in members], torch.ones(len(members), dtype=torch.bool, device=info.device)
+            results, good = (
+                [factors[i] for i in members],
+                torch.ones(len(members), dtype=torch.bool, device=info.device),
+            )
         else:
             a = torch.stack([factors[i] for i in members])
             a.diagonal(dim1=1, dim2=2).add_(torch.stack([shifts[i] for i in members])[:, None])
@@ -58,8 +61,8 @@ def _coupled(a: Tensor, p: int) -> tuple[Tensor, Tensor]:
         x = symmetric_product(x, t)
         # What is left is about the square of it.
         done = done | (error < eps**0.5 / 2)
-        # A GPU is not asked.
-        if a.device.type == "cpu" and bool(done.all()):
+        # A GPU is not asked. The error grows only if an eigenvalue is below zero.
+        if a.device.type == "cpu" and bool((done | ~(error <= p + 1)).all()):
             break
         power = p
         while power:

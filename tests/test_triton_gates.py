@@ -81,12 +81,14 @@ def call(architecture, shape, dtype, options):
     matrix = torch.empty(shape, dtype=getattr(torch, dtype))
     if "dtype" in options: options = options | {"dtype": getattr(torch, options["dtype"])}
     built.clear()
-    module, info = importlib.import_module("fastcurv.kernels." + name), torch.zeros(1, dtype=torch.int32)
+    module, info = importlib.import_module("fastcurv.kernels." + name), torch.ones(1, dtype=torch.int32)
     if name == "kron_factor":
         wide = torch.promote_types(matrix.dtype, torch.float32)
         options = {"decay": 0.5, "scale": [0.5], "has_ones": False, "patches": [[]]} | options
         factor, empty = torch.empty(shape[1], shape[1], dtype=wide), torch.empty(0)
         module.kron_factor_([factor], [matrix], [], torch.zeros(1, dtype=torch.float64), info, empty, **options)
+    elif name == "kron_root":
+        module.kron_root([matrix], [matrix], [], info, torch.zeros(1, dtype=torch.float64), **options)
     else:
         getattr(module, name)([matrix], [matrix], info, **options)
     return {code.hash: (kernel, code) for kernel, code in built}.values()
@@ -242,6 +244,7 @@ MATRIX_CALLS = {
         for dtype, sums in (("float32", "float32"), ("bfloat16", "float64"), ("float64", "float64"))
     ],
     "gram_schmidt": [((64, 576), dtype, {"floor": 0.0}) for dtype in ("float32", "float64")],
+    "kron_root": [((n, n), dtype, {"p": 4}) for n in (64, 576) for dtype in ("float32", "float64")],
     "newton_schulz": [
         ((64, 576), "float16", STEPS | {"dtype": "float32"}),
         *(

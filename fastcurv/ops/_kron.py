@@ -80,12 +80,6 @@ def results(matrices: list[Tensor]) -> list[Tensor]:
     return [_alloc.empty_like(matrix) for matrix in matrices]
 
 
-def check_method(method: str, known: Sequence[str]) -> None:
-    """Raises ValueError unless a method is one of those known."""
-    if method not in known:
-        raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
-
-
 def dampings(damping: float | Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """What is added to the diagonal of each of some matrices, float64 on their device.
 

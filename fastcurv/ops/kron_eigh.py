@@ -101,11 +101,24 @@ def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor)
     for indices in sizes.values():
         batch = torch.stack([matrices[i] for i in indices])
         finite = batch.isfinite().all(dim=2).all(dim=1)
-        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], batch, 0.0))
+        try:
+            values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], batch, 0.0))
+        except torch.linalg.LinAlgError:  # of one of them
+            for i in indices:
+                info[i] = _decompose(matrices[i], outs[i])
+            continue
         numbers = _matrices.numbers(tuple(indices), batch.device)
         info.index_copy_(0, numbers, torch.where(finite, 0, _matrices.NOT_FINITE).int())
         for i, value, vector in zip(indices, values, vectors, strict=True):
             outs[i][0], outs[i][1:] = value, vector
+
+
+def check_method(factors: Sequence[Tensor] | Eigen, method: str, known: Sequence[str]) -> None:
+    """Raises ValueError unless a method is one of those known, and "eigh" for a decomposition."""
+    if method not in known:
+        raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
+    if isinstance(factors, Eigen) and method != "eigh":
+        raise ValueError(f"method: expected 'eigh' with factors that are an Eigen, got {method!r}")
 
 
 def root_of(

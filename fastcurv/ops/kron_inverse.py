@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcurv import _alloc, _backend, _library
 from fastcurv.ops import _kron, _matrices
-from fastcurv.ops.kron_eigh import Eigen
+from fastcurv.ops.kron_eigh import Eigen, check_method
 from fastcurv.ops.kron_root import kron_root
 
 METHODS = ("cholesky", "newton", "eigh")
@@ -64,9 +64,8 @@ def kron_inverse(
         (tensor([[ 5., -2.],
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
-    _kron.check_method(method, METHODS)
-    if method != "cholesky" or isinstance(factors, Eigen):
-        method = "newton" if method == "cholesky" else method  # an Eigen is refused there
+    check_method(factors, method, METHODS)
+    if method != "cholesky":
         return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):

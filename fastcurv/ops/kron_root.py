@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcurv import _alloc, _backend, _library
 from fastcurv.ops import _kron, _matrices
-from fastcurv.ops.kron_eigh import NOT_DEFINITE, TRIES, Eigen, kron_eigh, root_of
+from fastcurv.ops.kron_eigh import NOT_DEFINITE, TRIES, Eigen, check_method, kron_eigh, root_of
 
 METHODS = ("newton", "eigh")
 # Larger matrices do not fit into the shared memory of a GPU's block; they are done by torch's products.
@@ -42,7 +42,7 @@ def kron_root(
         damping: As for `kron_inverse`.
         p: Of which root: 1 is the inverse, 2 or 4 what Shampoo wants.
         previous: Roots that take the place of those that cannot be had; None: zeros. With p = 1 and "newton" the
-            iteration starts from them where they are near: where ||I - M X|| < 1 (Frobenius norm).
+            iteration starts from them where they are definite and near: where ||I - M X|| < 1 (Frobenius norm).
         method: "newton": coupled Newton iteration, products alone; what is computed for a matrix depends on its size
             and dtype only. "eigh": by eigenvalues, which `kron_eigh` keeps for any other damping and root.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
@@ -65,11 +65,11 @@ def kron_root(
         >>> root.diagonal().mul(100).round(), info
         (tensor([50., 25.]), tensor([0], dtype=torch.int32))
     """
-    _kron.check_method(method, METHODS)
+    check_method(factors, method, METHODS)
     if not isinstance(p, int) or isinstance(p, bool) or p < 1:
         raise ValueError(f"p: expected a whole number, 1 or more, got {p!r}")
-    if isinstance(factors, Eigen) or method == "eigh":
-        return _by_eigh(factors, damping, previous, p, method, backend)
+    if method == "eigh":
+        return _by_eigh(factors, damping, previous, p, backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
@@ -84,11 +84,8 @@ def _by_eigh(
     damping: float | Tensor,
     previous: Sequence[Tensor] | None,
     p: int,
-    method: str,
     backend: str | None,
 ) -> tuple[list[Tensor], Tensor]:
-    if method != "eigh":
-        raise ValueError(f"method: expected 'eigh' with factors that are an Eigen, got {method!r}")
     eigen = factors if isinstance(factors, Eigen) else kron_eigh(factors)
     values = _kron.dampings(damping, eigen.vectors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=eigen.vectors)
@@ -240,8 +237,8 @@ def _coupled(matrices: Tensor, p: int) -> tuple[Tensor, Tensor]:
         x = _matrices.symmetric_product(x, t)
         # What is left is about the square of it.
         done = done | (error < torch.finfo(a.dtype).eps ** 0.5 / 2)
-        # A GPU is not asked.
-        if a.device.type == "cpu" and bool(done.all()):
+        # A GPU is not asked. The error grows only if an eigenvalue is below zero.
+        if a.device.type == "cpu" and bool((done | ~(error <= p + 1)).all()):
             break
         power = p
         while power:
