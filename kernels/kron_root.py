@@ -1,7 +1,8 @@
 """Inverse roots by coupled Newton iteration in Triton, on the matrices of each size together.
 
-A step towards the p-th root, p a power of two, is 2 + log2 p products of which one half is formed: csrc/cpu/kron_root.cpp
-has the algorithm. No step waits for the host: all take as many, and what is done is multiplied by the identity.
+A step towards the p-th root, p a power of two, is 2 + log2 p products of which one half is formed: the algorithm is
+that of csrc/cpu/kron_root.cpp. No step waits for the host: all take as many, and what is done is multiplied by the
+identity.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from fastcurv import _alloc, _library
 from fastcurv.ops import _kron, _matrices
 from fastcurv.ops.kron_factor import kron_factor_
 
+LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 NOT_DEFINITE = -1
 TRIES = 4
 
@@ -87,7 +88,7 @@ def _decompose(matrix: Tensor, out: Tensor) -> int:
             out.zero_()
             return _matrices.NOT_FINITE
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # which its stub forgets
+    except LinAlgError:
         out.zero_()
         return NOT_DEFINITE
     out[0], out[1:] = values, vectors
@@ -103,7 +104,7 @@ def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor)
         finite = batch.isfinite().all(dim=2).all(dim=1)
         try:
             values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], batch, 0.0))
-        except torch.linalg.LinAlgError:  # of one of them
+        except LinAlgError:  # of one of them
             for i in indices:
                 info[i] = _decompose(matrices[i], outs[i])
             continue

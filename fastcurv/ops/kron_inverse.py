@@ -65,7 +65,7 @@ def kron_inverse(
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
     check_method(factors, method, METHODS)
-    if method != "cholesky":
+    if method != "cholesky" or isinstance(factors, Eigen):
         return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):

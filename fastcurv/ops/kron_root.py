@@ -68,7 +68,7 @@ def kron_root(
     check_method(factors, method, METHODS)
     if not isinstance(p, int) or isinstance(p, bool) or p < 1:
         raise ValueError(f"p: expected a whole number, 1 or more, got {p!r}")
-    if method == "eigh":
+    if isinstance(factors, Eigen) or method == "eigh":
         return _by_eigh(factors, damping, previous, p, backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):
