@@ -138,6 +138,15 @@ def kronecker_factors(shapes: Sequence[Shape]) -> list[Shape]:
     return [(n, n) for pair in sizes for n in pair]
 
 
+def shampoo_factors(shapes: Sequence[Shape]) -> list[Shape]:
+    """The factors of Shampoo for a parameter list: of the rows and the columns of each weight, flattened to a matrix.
+
+    Args:
+        shapes: The parameter list.
+    """
+    return [(n, n) for s in shapes if len(s) > 1 for n in (s[0], math.prod(s[1:]))]
+
+
 MODELS: dict[str, Callable[[], list[Shape]]] = {
     "resnet20": resnet20,
     "resnet50": resnet50,

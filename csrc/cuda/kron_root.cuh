@@ -9,7 +9,6 @@ namespace fastcurv {
 template <typename T, int blocks>
 struct KronRoot : Squares<blocks> {
   using Base = Squares<blocks>;
-  using Base::multiply;
   using typename Base::Entries;
   using typename Base::Tile;
   // Eigenvalues of the size of rounding take 61 steps. What is left after the last is about the square of this.
@@ -35,6 +34,18 @@ struct KronRoot : Squares<blocks> {
   }
 
  private:
+  // out = left right, of symmetric matrices that commute: what is on and below the diagonal, mirrored. In what is not
+  // symmetric rounding would grow.
+  static __device__ __forceinline__ void multiply(const Tile& left, const Tile& right, const Tile& out, int n) {
+    Entries product;
+    product.template add_product<false>(left, right, n);
+    __syncthreads();  // nobody still reads what is written now
+    product.each([&](int i, int j, double value) {
+      if (j <= i) out(i, j) = out(j, i) = value;
+    });
+    __syncthreads();
+  }
+
   // What is on and below the diagonal, mirrored, with zeros around; returns how many elements are not finite.
   static __device__ __forceinline__ double load(const BlockFactor<T>& f, double shift, const Tile& to) {
     double infinite = 0.0;
@@ -104,6 +115,7 @@ __global__ void __launch_bounds__(kMatrixThreads, 1) kron_root_kernel(KronArgs a
   FC_DYNAMIC_SHARED(double, shared);
   const BlockFactor<T> f(args);
   if (*f.info == 0) return;
+  if (f.n == 0 && threadIdx.x == 0) *f.info = 0;
   with_squares(f.n, [&](auto squares) { KronRoot<T, decltype(squares)::kBlocks>::run(f, args.p, shared); });
 }
 
