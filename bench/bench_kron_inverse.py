@@ -60,15 +60,16 @@ def by_eigh(matrix: Tensor) -> Tensor:
 
 
 class HotStarts:
-    """Newton's iteration from the inverses that the call before, if it was of the same matrices, has left."""
+    """Newton's iteration from the inverses that the call before has left; or from Cholesky's, for other sizes."""
 
     def __init__(self) -> None:
         self._previous: list[Tensor] = []
 
     def __call__(self, matrices: list[Tensor]) -> list[Tensor]:
         """Inverts a list."""
-        is_same = [len(x) for x in self._previous] == [len(m) for m in matrices]
-        self._previous, _ = kron_inverse(matrices, previous=self._previous if is_same else None, method="newton")
+        if [len(x) for x in self._previous] != [len(m) for m in matrices]:
+            self._previous, _ = kron_inverse(matrices)
+        self._previous, _ = kron_inverse(matrices, previous=self._previous, method="newton")
         return self._previous
 
 
@@ -85,7 +86,6 @@ def _implementations(has_reference: bool, options: Options) -> list[Implementati
             if (has_reference or name != "reference") and not _backend.unusable("kron_inverse", name, device)
         ),
         Implementation("fastcurv newton, hot", "yardstick", HotStarts()),
-        Implementation("fastcurv eigh", "yardstick", lambda matrices: kron_inverse(matrices, method="eigh")[0]),
         Implementation(LOOPED, "torch", looped(by_cholesky)),
         Implementation(BATCHED, "torch", batched),
         Implementation(EIGEN, "torch", looped(by_eigh)),
