@@ -88,7 +88,7 @@ def _implementations(has_reference: bool, options: Options) -> list[Implementati
         Implementation("fastcurv newton, hot", "yardstick", HotStarts()),
         Implementation(LOOPED, "torch", looped(by_cholesky)),
         Implementation(BATCHED, "torch", batched),
-        Implementation(EIGEN, "torch", looped(by_eigh)),
+        Implementation(EIGEN, "torch", looped(by_eigh), model=by_eigh),
         Implementation("torch.linalg.inv looped", "torch", looped(torch.linalg.inv)),
     ]
 

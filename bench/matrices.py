@@ -33,12 +33,14 @@ class Implementation:
         role: See `Contender`.
         function: What is timed.
         compiled: Whether the function goes through torch.compile.
+        model: What its error is measured by, if not by that of the case's model: a way that is known to be less exact.
     """
 
     name: str
     role: Role
     function: Function
     compiled: bool = False
+    model: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
