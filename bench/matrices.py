@@ -103,7 +103,7 @@ class MatrixCase(Case):
         truths = [self.truth(m.double()) for m in matrices]
         function = _compiled(implementation)
         found = relative_error(function(matrices), truths)
-        allowed = TOLERANCE * relative_error([self.model(m) for m in matrices], truths)
+        allowed = TOLERANCE * relative_error([(implementation.model or self.model)(m) for m in matrices], truths)
         return "" if found <= allowed else f"off by {found:.2g}, {allowed:.2g} allowed"
 
     def prepare(self, implementation: Implementation, options: Options) -> Prepared:
