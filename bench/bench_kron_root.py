@@ -35,7 +35,8 @@ def by_newton(matrix: Tensor, p: int) -> Tensor:
     """The root by coupled Newton iteration, by whole products."""
     one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     z = (p + 1) / (2 * torch.linalg.matrix_norm(matrix, math.inf))
-    x, m = z ** (1 / p) * one, z * matrix
+    x: Tensor = z ** (1 / p) * one
+    m = z * matrix
     small = torch.finfo(matrix.dtype).eps ** 0.5 / 2
     for _ in range(STEPS):
         is_done = bool((m - one).abs().max() < small)

@@ -44,7 +44,7 @@ def kron_root(
         previous: Roots that take the place of those that cannot be had; None: zeros. With p = 1 and "newton" the
             iteration starts from them where they are definite and near: where ||I - M X|| < 1 (Frobenius norm).
         method: "newton": coupled Newton iteration, products alone; what is computed for a matrix depends on its size
-            and dtype only. "eigh": by eigenvalues, which `kron_eigh` keeps for any other damping and root.
+            and dtype only (on a GPU up to 64 rows; above, and from a near inverse, products are torch's). "eigh": by eigenvalues, which `kron_eigh` keeps for any other damping and root.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
 
     Returns:
@@ -104,7 +104,9 @@ def _rooted(
     info.fill_(1)
     with torch.no_grad():
         if p == 1 and previous:
-            for indices in _by_size(factors, at_least=1):
+            # On a CPU batches would gain nothing, and change the bits.
+            one_by_one = info.device.type == "cpu"
+            for indices in [[i] for i in range(len(factors))] if one_by_one else _by_size(factors, at_least=1):
                 _hot_start(indices, factors, roots, previous, info, damping)
         if name not in ("cuda", "triton"):
             implementation(factors, roots, previous, info, damping, p)
