@@ -1,7 +1,6 @@
 #include "chunks.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "table.h"
 
@@ -44,11 +43,12 @@ void ChunkTable::prefetch(size_t k) const {
 }
 
 bool ChunkTable::matches(const Entry& entry, PyObject* object, const TensorView& view) const {
-  const size_t bytes = entry.ndim * sizeof(int64_t);
-  const int64_t* shape = shapes_.data() + entry.shape;
+  // Not memcmp, which null is undefined for, be it for no bytes: tensors without dimensions have no shape.
+  const int64_t* const shape = shapes_.data() + entry.shape;
+  const int64_t* const strides = shape + entry.ndim;
   return entry.type == Py_TYPE(object) && entry.dtype == view.dtype && entry.device.type == view.device.type &&
-         entry.device.id == view.device.id && entry.ndim == view.ndim && !std::memcmp(shape, view.shape, bytes) &&
-         !std::memcmp(shape + entry.ndim, view.strides, bytes);
+         entry.device.id == view.device.id && entry.ndim == view.ndim && std::equal(shape, strides, view.shape) &&
+         std::equal(strides, strides + entry.ndim, view.strides);
 }
 
 ChunkTable::Change ChunkTable::update(const py::sequence& lists, const py::sequence& names, bool accept) {
