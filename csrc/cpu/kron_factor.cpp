@@ -145,11 +145,7 @@ struct KronFactor {
         }
       }
       if (!s.is_symmetric()) continue;
-      for (long long left = 0; left < bottom; left += kBlock) {
-        for (long long j = left; j < std::min(bottom, left + kBlock); ++j) {
-          for (long long i = std::max(top, j + 1); i < bottom; ++i) factor[j * columns + i] = factor[i * columns + j];
-        }
-      }
+      mirror_rows(factor, columns, top, bottom, factor, columns);
     }
   }
 };

@@ -82,11 +82,7 @@ struct KronInverse {
         for (long long j = 0; j <= i; ++j) infinite |= is_infinite(a[i * stride + j]);
         std::copy_n(a + i * stride, i + 1, out + i * n);
       }
-      for (long long left = 0; left < bottom; left += kStrip) {
-        for (long long j = left; j < std::min(bottom, left + kStrip); ++j) {
-          for (long long i = std::max(top, j); i < bottom; ++i) out[j * n + i] = a[i * stride + j];
-        }
-      }
+      mirror_rows(a, stride, top, bottom, out, n);
     }
     return !infinite;
   }

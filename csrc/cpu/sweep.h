@@ -25,6 +25,8 @@ struct Sweep {
   static constexpr long long kInner = 8;
   static constexpr long long kOneLevel = 128;
   static constexpr long long kOuter = 32, kLarge = 1536, kLargeOuter = 64;
+  // Columns that are all on the left of a block, in it, or on its right.
+  static constexpr long long kPiece = std::min(kInner, kStrip);
   static_assert(kOuter % kStrip == 0 && kInner % T::kTall == 0 && kStrip % T::kTall == 0);
 
   // Elements of the room that a sweep over n rows needs beside the matrix, for each thread beyond the first.
@@ -136,16 +138,23 @@ struct Sweep {
   // What Z is made of: columns j, ..., j + kStrip - 1 of rows K of the symmetric matrix, and one in K itself.
   static FC_INLINE void gather(long long begin, long long count, const Real* a, long long stride, long long j,
                                Real* to) {
-    if (j + kStrip <= begin) {
-      for (long long k = 0; k < count; ++k) std::copy_n(a + (begin + k) * stride + j, kStrip, to + k * kStrip);
-      return;
-    }
-    for (long long c = 0; c < kStrip; ++c) {
-      const long long i = j + c;
-      for (long long k = 0; k < count; ++k) {
-        to[k * kStrip + c] = i < begin            ? a[(begin + k) * stride + i]
-                             : i >= begin + count ? a[i * stride + begin + k]
-                                                  : static_cast<Real>(i == begin + k);
+    const long long end = begin + count;
+    for (long long i = j; i < j + kStrip; i += kPiece) {
+      Real* const piece = to + i - j;
+      if (i < begin) {
+        for (long long k = 0; k < count; ++k) std::copy_n(a + (begin + k) * stride + i, kPiece, piece + k * kStrip);
+      } else if (i < end) {
+        for (long long k = 0; k < count; ++k) {
+          for (long long c = 0; c < kPiece; ++c) piece[k * kStrip + c] = static_cast<Real>(i + c == begin + k);
+        }
+      } else if constexpr (kPiece == kSquare) {
+        for (long long k = 0; k < count; k += kSquare) {
+          transpose_square(a + i * stride + begin + k, stride, piece + k * kStrip, kStrip);
+        }
+      } else {
+        for (long long c = 0; c < kPiece; ++c) {
+          for (long long k = 0; k < count; ++k) piece[k * kStrip + c] = a[(i + c) * stride + begin + k];
+        }
       }
     }
   }

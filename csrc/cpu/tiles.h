@@ -4,12 +4,58 @@
 // product X^T Y takes kTall columns of a strip of X and all of a strip of Y at a time.
 #pragma once
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "../numeric.h"
 #include "simd.h"
 #include "teams.h"
 
 namespace fastcurv {
+
+// Squares of eight are transposed in registers: element by element, vectors would be read from what is still on its way
+// to memory in pieces.
+constexpr long long kSquare = 8;
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i, j < kSquare.
+template <typename Real>
+FC_INLINE void transpose_square(const Real* from, long long from_stride, Real* to, long long to_stride) {
+  using Row __attribute__((vector_size(kSquare * sizeof(Real)))) = Real;
+  using Index = std::conditional_t<sizeof(Real) == 4, int, long long>;
+  using Mask __attribute__((vector_size(kSquare * sizeof(Index)))) = Index;
+  Row rows[kSquare];
+  for (int i = 0; i < kSquare; ++i) std::memcpy(&rows[i], from + i * from_stride, sizeof(Row));
+  const auto exchange = [&](int distance, const Mask& low, const Mask& high) FC_INLINED {
+    for (int i = 0; i < kSquare; ++i) {
+      if (i & distance) continue;
+      const Row upper = rows[i], lower = rows[i + distance];
+      rows[i] = __builtin_shuffle(upper, lower, low);
+      rows[i + distance] = __builtin_shuffle(upper, lower, high);
+    }
+  };
+  exchange(1, Mask{0, 8, 2, 10, 4, 12, 6, 14}, Mask{1, 9, 3, 11, 5, 13, 7, 15});
+  exchange(2, Mask{0, 1, 8, 9, 4, 5, 12, 13}, Mask{2, 3, 10, 11, 6, 7, 14, 15});
+  exchange(4, Mask{0, 1, 2, 3, 8, 9, 10, 11}, Mask{4, 5, 6, 7, 12, 13, 14, 15});
+  for (int j = 0; j < kSquare; ++j) std::memcpy(to + j * to_stride, &rows[j], sizeof(Row));
+}
+
+// to_ji = from_ij of rows i = top, ..., bottom - 1 and columns j <= i.
+template <typename Real>
+FC_INLINE void mirror_rows(const Real* from, long long from_stride, long long top, long long bottom, Real* to,
+                           long long to_stride) {
+  for (long long left = 0; left < bottom; left += kSquare) {
+    for (long long row = top; row < bottom; row += kSquare) {
+      const long long right = left + kSquare, end = std::min(bottom, row + kSquare);
+      if (right <= row && end == row + kSquare) {
+        transpose_square(from + row * from_stride + left, from_stride, to + left * to_stride + row, to_stride);
+        continue;
+      }
+      for (long long j = left; j < right; ++j) {
+        for (long long i = std::max(row, j); i < end; ++i) to[j * to_stride + i] = from[i * from_stride + j];
+      }
+    }
+  }
+}
 
 template <typename Real, Simd kLevel>
 struct Tiles {

@@ -68,7 +68,7 @@ def kron_inverse(
     if method != "cholesky" or isinstance(factors, Eigen):
         return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
-    if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):
+    if _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
         return _dispatch(factors, values, list(previous or []), backend=backend)  # type: ignore[no-any-return]
     matrices = _kron.factors(factors)

@@ -71,7 +71,7 @@ def kron_root(
     if isinstance(factors, Eigen) or method == "eigh":
         return _by_eigh(factors, damping, previous, p, backend)
     factors = list(factors) if not isinstance(factors, Tensor) else factors
-    if _library.must_dispatch([f for f in factors if isinstance(f, Tensor)]):
+    if _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
         return _dispatch(factors, values, list(previous or []), p, backend=backend)  # type: ignore[no-any-return]
     matrices = _kron.factors(factors)
