@@ -17,7 +17,7 @@
 namespace fastcurv {
 namespace {
 
-constexpr long long kDepth = 256;
+constexpr long long kDepth = 128;
 constexpr int kGrids = 4;
 
 template <typename Real>

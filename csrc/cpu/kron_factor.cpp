@@ -13,7 +13,7 @@
 namespace fastcurv {
 namespace {
 
-constexpr long long kDepth = 256;  // rows of X at a time
+constexpr long long kDepth = 512;  // rows of X at a time
 
 template <typename Real>
 struct Room {
