@@ -44,7 +44,8 @@ def kron_root(
         previous: Roots that take the place of those that cannot be had; None: zeros. With p = 1 and "newton" the
             iteration starts from them where they are definite and near: where ||I - M X|| < 1 (Frobenius norm).
         method: "newton": coupled Newton iteration, products alone; what is computed for a matrix depends on its size
-            and dtype only (on a GPU up to 64 rows; above, and from a near inverse, products are torch's). "eigh": by eigenvalues, which `kron_eigh` keeps for any other damping and root.
+            and dtype only (on a GPU up to 64 rows; above, and from a near inverse, products are torch's). "eigh": by
+            eigenvalues, which `kron_eigh` keeps for any other damping and root.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
 
     Returns:
