@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from fastcurv import _backend
 from fastcurv.ops import kron_inverse
@@ -40,14 +41,14 @@ def by_cholesky(matrix: Tensor) -> Tensor:
     return torch.cholesky_inverse(lower)
 
 
-def batched(matrices: list[Tensor]) -> list[Tensor]:
+def batched(matrices: list[Tensor], invert: Callable[[Tensor], Tensor] = by_cholesky) -> list[Tensor]:
     """The inverses, equal sizes together."""
     members: dict[int, list[int]] = {}
     for i, matrix in enumerate(matrices):
         members.setdefault(len(matrix), []).append(i)
     inverses = list(matrices)
     for indices in members.values():
-        results = by_cholesky(torch.stack([matrices[i] for i in indices]))
+        results = invert(torch.stack([matrices[i] for i in indices]))
         for i, result in zip(indices, results, strict=True):
             inverses[i] = result
     return inverses
@@ -57,6 +58,18 @@ def by_eigh(matrix: Tensor) -> Tensor:
     """The inverse as libraries of K-FAC compute it."""
     values, vectors = torch.linalg.eigh(matrix)
     return torch.mm(vectors / values, vectors.mT)
+
+
+def by_cupy(matrices: list[Tensor]) -> list[Tensor]:
+    """The inverses by cuSOLVER's batched factorisation, which CuPy calls, and torch's inverse of what it gives."""
+    import cupy
+
+    def invert(batch: Tensor) -> Tensor:
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            lower = from_dlpack(cupy.linalg.cholesky(cupy.from_dlpack(batch)))
+        return torch.cholesky_inverse(lower)
+
+    return batched(matrices, invert)
 
 
 class HotStarts:
@@ -90,6 +103,7 @@ def _implementations(has_reference: bool, options: Options) -> list[Implementati
         Implementation(BATCHED, "torch", batched),
         Implementation(EIGEN, "torch", looped(by_eigh), model=by_eigh),
         Implementation("torch.linalg.inv looped", "torch", looped(torch.linalg.inv)),
+        *([Implementation("CuPy cholesky batched", "peer", by_cupy)] if device.type == "cuda" else []),
     ]
 
 
@@ -129,7 +143,7 @@ def _factors(model: Callable[[], list[models.Shape]]) -> list[models.Shape]:
 CASES: list[Case] = [
     *(
         _case(f"{count}x{n}", f"{count} x {n}²", functools.partial(_squares, count, n))
-        for count, n in [(200, 32), (100, 64), (30, 512)]
+        for count, n in [(200, 32), (100, 64), (100, 128), (50, 256), (30, 512), (10, 1024)]
     ),
     *(_case(name, f"factors of {work}", functools.partial(_factors, model)) for name, work, model in _MODELS),
 ]

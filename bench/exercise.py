@@ -10,15 +10,17 @@ import argparse
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 import fastcurv
 from fastcurv import _check
+from fastcurv.ops import Patches, kron_apply, kron_factor_, kron_inverse, kron_root
 
 from .models import Shape
 
@@ -30,6 +32,10 @@ SHAPES: tuple[Shape, ...] = ((0,), (1,), (17,), (1024,), (40_003,), (3, 5), (7, 
 ROW = 10_000
 # Wide, tall and square; one row; more than a launch takes; what is too large for a kernel of one block.
 MATRICES: tuple[Shape, ...] = ((16, 27), (64, 3, 3, 3), (10, 64), (5, 5), (1, 9), (64, 576), *[(7, 9)] * 64, (70, 90))
+
+# Draws a tensor of some shape on the CPU.
+Draw = Callable[..., Tensor]
+WIDE = (torch.float32, torch.float64)
 
 _Adam, _Ranger = fastcurv.Adam, functools.partial(fastcurv.Ranger, k=2, weight_decay=0.01)
 
@@ -63,12 +69,60 @@ MATRIX_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# Rows of Kronecker factors: one, odd numbers, a tile and a bit, beyond shared memory; more than a launch takes.
+FACTORS = (1, 6, 17, 64, 65, 130, 340, *[9] * 64)
+
+
+def _kron_inverse(draw: Draw, dtype: torch.dtype, device: str, backend: str) -> list[Tensor]:
+    factors = [_factor(draw, n).to(device, dtype) for n in FACTORS]
+    return kron_inverse(factors, 0.5, backend=backend)[0]
+
+
+def _kron_root(draw: Draw, dtype: torch.dtype, device: str, backend: str) -> list[Tensor]:
+    factors = [_factor(draw, n).to(device, dtype) for n in FACTORS if n <= 130]
+    return kron_root(factors, 0.5, p=4, backend=backend)[0]
+
+
+def _kron_factor(draw: Draw, samples: torch.dtype, device: str, backend: str, **options: Any) -> list[Tensor]:
+    shapes = [(5, 3, 9, 11), (64, 4, 16, 16)] if "patches" in options else [(700, n) for n in FACTORS[:7]]
+    inputs = [draw(*shape).to(device, samples) for shape in shapes]
+    sizes = [9 * shape[1] if "patches" in options else shape[1] for shape in shapes]
+    wide = torch.float64 if samples == torch.float64 else torch.float32
+    factors = [torch.eye(n + 1, dtype=wide, device=device) for n in sizes]
+    if "patches" in options:
+        options["patches"] = options["patches"] * len(shapes)
+    kron_factor_(factors, inputs, 0.5, has_ones=True, backend=backend, **options)
+    return factors
+
+
+def _kron_apply(draw: Draw, dtype: torch.dtype, device: str, backend: str) -> list[Tensor]:
+    shapes = [(6, 17), (65, 130), (1, 5), (128, 64)]
+    grads = [draw(*shape).to(device, dtype) for shape in shapes]
+    lefts, rights = ([_factor(draw, shape[k]).to(device, dtype) for shape in shapes] for k in range(2))
+    updates, products, _ = kron_apply(grads, lefts, rights, backend=backend)
+    return [*updates, products]
+
+
+# The same of the ops on Kronecker factors: what they make of numbers that are drawn.
+KRON_VARIANTS: dict[str, dict[str, Callable[[Draw, torch.dtype, str, str], list[Tensor]]]] = {
+    "kron_apply": {"plain": _kron_apply},
+    "kron_factor": {
+        "samples": _kron_factor,
+        "in_double": functools.partial(_kron_factor, dtype=torch.float64),
+        "patches": functools.partial(_kron_factor, patches=[Patches(3, 2, 1)]),
+    },
+    "kron_inverse": {"cholesky": _kron_inverse},
+    "kron_root": {"newton": _kron_root},
+}
+
+
 def instances() -> list[str]:
     """Every instance of every kernel, as op/parameter dtype/state dtype/variant, or op/dtype/variant."""
+    of_matrices: dict[str, Iterable[str]] = {**MATRIX_VARIANTS, **KRON_VARIANTS}
     return [
         f"{op}/{_name(dtype)}/{variant}"
-        for op, variants in MATRIX_VARIANTS.items()
-        for dtype in _check.STATE_DTYPES
+        for op, variants in of_matrices.items()
+        for dtype in (_check.STATE_DTYPES if op in MATRIX_VARIANTS or op == "kron_factor" else WIDE)
         for variant in variants
     ] + [
         f"{op}/{_name(param)}/{_name(state)}/{variant}"
@@ -113,6 +167,8 @@ def exercise(instance: str, device: str, shapes: Sequence[Shape], backend: str) 
     op, param, *state_dtypes, variant = instance.split("/")
     if op in MATRIX_VARIANTS:
         return _exercise_matrices(MATRIX_VARIANTS[op][variant], getattr(torch, param), device, backend)
+    if op in KRON_VARIANTS:
+        return _exercise_factors(KRON_VARIANTS[op][variant], getattr(torch, param), device, backend)
     (state,) = state_dtypes
     make, _ = VARIANTS[op][variant]
     dtype, state_dtype = getattr(torch, param), getattr(torch, state)
@@ -150,6 +206,28 @@ def _exercise_matrices(options: dict[str, Any], dtype: torch.dtype, device: str,
         error = float((a.cpu().double() - b.double()).abs().max())
         if not error <= allowed:
             return f"matrices[{k}] is off by {error:.2g}, {allowed:.2g} allowed"
+    return ""
+
+
+def _factor(draw: Draw, n: int) -> Tensor:
+    """A definite matrix, which is well conditioned with some damping."""
+    x = draw(2 * n, n).double()
+    return x.mT @ x / (2 * n)
+
+
+def _exercise_factors(
+    run: Callable[[Draw, torch.dtype, str, str], list[Tensor]], dtype: torch.dtype, device: str, backend: str
+) -> str:
+    def draw() -> Draw:
+        return functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+
+    found, expected = run(draw(), dtype, device, backend), run(draw(), dtype, "cpu", "reference")
+    # Two orders of summation of hundreds of numbers, and condition numbers below ten.
+    allowed = 1e-4 if dtype != torch.float64 else 1e-12
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        error = float((a.cpu().double() - b.double()).norm() / b.double().norm())
+        if not error <= allowed:
+            return f"result {k} is off by {error:.2g}, {allowed:.2g} allowed"
     return ""
 
 

@@ -82,6 +82,7 @@ def test_every_op_and_rule_is_exercised():
     assert set(exercise.VARIANTS) == set(_backend.OPS)
     with_kernels = {op for op in _backend.MATRIX_OPS if hasattr(_backend.native(), f"{op}_kernel")}
     assert set(exercise.MATRIX_VARIANTS) == with_kernels
+    assert set(exercise.KRON_VARIANTS) == set(_backend.KRON_OPS)
     assert set(adam_rules.RULES) <= set(exercise.VARIANTS["adam"])
     assert all(name in exercise.instances() for name in gpu.PROFILED)
 
