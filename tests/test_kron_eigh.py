@@ -105,13 +105,11 @@ def test_one_decomposition_serves_any_damping_and_root(generator, monkeypatch):
 @pytest.mark.parametrize("p", [1, 2, 4])
 @pytest.mark.parametrize("n", [5, 64, 130])
 def test_roots_by_eigenvalues(p, n, generator):
-    """An eigenvalue is off by n u of the largest, at the most."""
-    for condition in (1.0, 1e2, 1e4):
+    for condition in (1.0, 1e2, 1e5):
         matrix = definite(n, condition, generator)
         (root,), info = ops.kron_root([matrix], 0.0, p, method="eigh")
-        truth = truth_of(matrix, p)
-        assert info.tolist() == [0] and torch.equal(root, root.mT)
-        assert (root - truth).norm() <= (n + 20) * condition * UNIT[torch.float32] * truth.norm()
+        assert info.tolist() == [0]
+        assert_root(matrix, root, condition, p)
 
 
 def test_eigen_alone_and_on_any_number_of_threads(generator):
@@ -150,7 +148,7 @@ def test_what_does_not_converge_on_a_gpu_leaves_the_others(generator, monkeypatc
     outs, info = eigen._empty(matrices)
     eigen._decompose_batches(matrices, outs, info)
     assert info.tolist() == [0, -1, -2] and not outs[1].any() and not outs[2].any()
-    assert torch.equal(outs[0][0], eigh(matrices[0])[0])
+    assert torch.equal(outs[0][0], eigh(matrices[0].double())[0].float())
 
 
 EIGEN = ops.Eigen([torch.ones(2)], [torch.eye(2)], torch.zeros(1, dtype=torch.int32))

@@ -35,8 +35,8 @@ class Eigen(NamedTuple):
 def kron_eigh(factors: Sequence[Tensor]) -> Eigen:
     """Eigenvalues and eigenvectors of each symmetric matrix of a list.
 
-    It is torch.linalg's: on the CPU small matrices have a thread each; on a GPU those of one size are one call, which
-    waits for the GPU.
+    It is torch.linalg's, in float64: in float32 small eigenvalues would have no correct digit. On the CPU small
+    matrices have a thread each; on a GPU those of one size are one call, which waits for the GPU.
 
     Args:
         factors: Square matrices (n, n) of one dtype (float32 or float64) and device, of which what is on and below the
@@ -87,7 +87,7 @@ def _decompose(matrix: Tensor, out: Tensor) -> int:
         if not bool(matrix.isfinite().all()):
             out.zero_()
             return _matrices.NOT_FINITE
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = torch.linalg.eigh(matrix.double())
     except LinAlgError:
         out.zero_()
         return NOT_DEFINITE
@@ -100,7 +100,7 @@ def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor)
     for i, matrix in enumerate(matrices):
         sizes.setdefault(len(matrix), []).append(i)
     for indices in sizes.values():
-        batch = torch.stack([matrices[i] for i in indices])
+        batch = torch.stack([matrices[i] for i in indices]).double()
         finite = batch.isfinite().all(dim=2).all(dim=1)
         try:
             values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], batch, 0.0))
