@@ -34,7 +34,7 @@ def by_eigh(matrix: Tensor, p: int) -> Tensor:
 def by_newton(matrix: Tensor, p: int) -> Tensor:
     """The root by coupled Newton iteration, by whole products."""
     one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    z = (p + 1) / (2 * torch.linalg.matrix_norm(matrix, math.inf))
+    z = min(p + 1, 5) / (2 * torch.linalg.matrix_norm(matrix, math.inf))
     x: Tensor = z ** (1 / p) * one
     m = z * matrix
     small = torch.finfo(matrix.dtype).eps ** 0.5 / 2

@@ -78,6 +78,10 @@ struct StatisticArgs {
 };
 static_assert(sizeof(StatisticArgs) <= 4096, "no more is passed to a kernel on every architecture");
 
+// kron_root: Newton's iteration starts from min(p + 1, this) / (2 ||A||) times A. With more, high powers would make
+// large eigenvalues vanish.
+constexpr long long kNewtonStart = 5;
+
 struct KronArgs {
   Factor factors[kMatricesPerLaunch];
   long long p;  // kron_root: of which root

@@ -293,3 +293,10 @@ def test_opcheck_fake_and_compile(form, generator):
         fakes = [[torch.ones(t.shape) for t in tensors] for tensors in arguments]
         updates, products, info = torch.ops.fastcurv.kron_apply.default(*fakes)
         assert [u.shape for u in updates] == [(3, 4), (8, 2)] and products.shape == (2, 2) and info.shape == (2,)
+
+
+def test_views_with_the_negative_bit():
+    """Such as the imaginary part of a conjugate: memory holds the opposite."""
+    grad, right = torch._neg_view(-torch.ones(2, 3)), torch._neg_view(-torch.eye(3))
+    (update,), _, _ = kron_apply([grad], [torch.eye(2)], [right])
+    assert torch.equal(update, torch.ones(2, 3))

@@ -315,3 +315,12 @@ def test_opcheck_and_compile(generator):
     traces, _ = update(factor, x)
     expected, _ = kron_factor_([twin], [x], 0.5)
     assert torch.equal(factor, twin) and torch.equal(traces, expected + 1)
+
+
+def test_views_with_the_negative_bit():
+    """Such as the imaginary part of a conjugate: memory holds the opposite."""
+    factor = torch.zeros(2, 2)
+    kron_factor_([factor], [torch._neg_view(-torch.ones(1, 2))], others=[torch.ones(1, 2)])
+    assert torch.equal(factor, torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"factors\[0\]: expected a contiguous matrix"):
+        kron_factor_([torch._neg_view(factor)], [torch.ones(1, 2)])

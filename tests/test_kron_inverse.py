@@ -217,6 +217,8 @@ def test_layouts(generator):
     around[1:21, 2:42:2] = matrix
     (found,), _ = kron_inverse([around[1:21, 2:42:2]])
     assert torch.equal(found, expected)
+    (found,), _ = kron_inverse([torch._neg_view(-matrix)])  # as the imaginary part of a conjugate is
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("change, error, match", [

@@ -53,6 +53,15 @@ def test_large_matrices(backend, generator):
     assert_root(matrix, root, 60.0, 2)
 
 
+@every_backend
+def test_high_powers(backend):
+    """What begins too large would vanish from T^p, and not come back."""
+    values = torch.tensor([1.0, 0.25, 1e-3], device=DEVICE)
+    (root,), info = kron_root([torch.diag(values)], 0.0, 200, backend=backend)
+    assert info.tolist() == [0]
+    torch.testing.assert_close(root, torch.diag(values ** (-1 / 200)), rtol=1e-5, atol=1e-7)
+
+
 @sizes(3, 10, 40, 64, 300)
 @pytest.mark.parametrize("p", POWERS)
 def test_tridiagonal(backend, n, p):

@@ -2,7 +2,7 @@
 //
 //   X_0 = z^(1/p) I,  M_0 = z A,    T = ((p + 1) I - M) / p,    X <- X T,  M <- T^p M,
 //
-// with z = (p + 1) / (2 ||A||): M tends to I, and X to A^(-1/p). All iterates are polynomials of A, and with that
+// with z = min(p + 1, 5) / (2 ||A||): M tends to I, and X to A^(-1/p). All iterates are polynomials of A, and with that
 // symmetric and commuting: half of each product is enough. Matrices lie in strips, as products want them.
 #include <algorithm>
 #include <cmath>
@@ -67,7 +67,7 @@ struct KronRoot {
 
       const double norm = largest(&room->norms, row_sums(m, n, padded, *team), *team);
       if (!(norm > 0.0)) return n ? kNoInverse : 0;
-      const double z = static_cast<double>(p + 1) / (2.0 * norm);
+      const double z = static_cast<double>(std::min(p + 1, kNewtonStart)) / (2.0 * norm);
       start(n, padded, z, std::pow(z, 1.0 / static_cast<double>(p)), m, x, *team);
       bool is_done = false;
       for (int k = 0; k < kMostSteps && !is_done; ++k) {

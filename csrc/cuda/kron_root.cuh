@@ -68,7 +68,7 @@ struct KronRoot : Squares<blocks> {
     Entries().each([&](int i, int j, double) { square += m(i, j) * m(i, j); });
     const double norm = square_root(block_sum(square));
     if (!(norm > 0.0)) return 0.0;
-    const double z = (powers + 1.0) / (2.0 * norm);
+    const double z = static_cast<double>(p + 1 < kNewtonStart ? p + 1 : kNewtonStart) / (2.0 * norm);
     __syncthreads();
     Entries().each([&](int i, int j, double) {
       m(i, j) *= z;

@@ -134,7 +134,7 @@ def _checked(layers: _Layers) -> _Layers:
             raise ValueError(f"{name}: expected {count} tensors, one for each of grads, got {len(tensors)}")
     if not all(_is_usable(layers, i) for i in range(count)):
         _explain(layers)
-    return _Layers(*([tensor.contiguous() for tensor in tensors] for tensors in layers))
+    return _Layers(*([tensor.resolve_neg().contiguous() for tensor in tensors] for tensors in layers))
 
 
 def _expected(layers: _Layers, i: int) -> tuple[tuple[int, ...], ...]:

@@ -138,7 +138,7 @@ def _samples(tensors: Sequence[Tensor], name: str, patches: Sequence[list[int]])
         samples = tensor.detach() if patch else tensor.detach().reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
         if _rows(samples, patch) < 1:
             raise ValueError(f"{where}: expected one sample or more, got shape {tuple(tensor.shape)}")
-        found.append(samples.contiguous())
+        found.append(samples.resolve_neg().contiguous())
     return found
 
 
@@ -171,7 +171,7 @@ def _written(
             raise ValueError(
                 f"{where}: expected {wide} on {x.device} for {x.dtype} inputs, got {factor.dtype} on {factor.device}"
             )
-        if tuple(factor.shape) != shape or not factor.is_contiguous():
+        if tuple(factor.shape) != shape or not factor.is_contiguous() or factor.is_neg():
             raise ValueError(
                 f"{where}: expected a contiguous matrix of shape {shape}, got shape {tuple(factor.shape)} with strides "
                 f"{tuple(factor.stride())}"

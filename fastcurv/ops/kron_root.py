@@ -231,7 +231,7 @@ def _coupled(matrices: Tensor, p: int) -> tuple[Tensor, Tensor]:
     a = matrices.double() if torch.backends.cuda.matmul.fp32_precision == "tf32" else matrices
     one = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     norm = a.abs().sum(dim=2).amax(dim=1)
-    z = torch.where(norm > 0, (p + 1) / (2 * norm), 0.0)[:, None, None]
+    z = torch.where(norm > 0, min(p + 1, 5) / (2 * norm), 0.0)[:, None, None]
     x, m = z ** (1 / p) * one, z * a
     done = torch.zeros_like(norm, dtype=torch.bool)
     for _ in range(STEPS[a.dtype]):

@@ -16,7 +16,8 @@ def kron_root(
 ) -> None:
     r"""The inverse p-th root of every damped factor, or what takes its place; see `fastcurv.ops.kron_root`.
 
-    .. math:: X_0 = z^{1/p} I, \quad M_0 = z (M + \lambda I), \quad z = \frac{p + 1}{2 \|M + \lambda I\|_\infty},
+    .. math:: X_0 = z^{1/p} I, \quad M_0 = z (M + \lambda I), \quad
+        z = \frac{\min(p + 1, 5)}{2 \|M + \lambda I\|_\infty},
 
     .. math:: T = \frac{(p + 1) I - M_k}{p}, \quad X_{k+1} = X_k T, \quad M_{k+1} = T^p M_k,
 
@@ -30,7 +31,7 @@ def _root(matrix: Tensor, p: int) -> Tensor | None:
     norm = matrix.abs().sum(dim=1).max().item() if len(matrix) else 1.0
     if norm == 0.0:
         return None
-    z = (p + 1) / (2 * norm)
+    z = min(p + 1, 5) / (2 * norm)
     x, m = z ** (1 / p) * one, z * matrix
     small = torch.finfo(matrix.dtype).eps ** 0.5 / 2
     for _ in range(MOST_STEPS):
