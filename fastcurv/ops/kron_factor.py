@@ -171,7 +171,9 @@ def _written(
             raise ValueError(
                 f"{where}: expected {wide} on {x.device} for {x.dtype} inputs, got {factor.dtype} on {factor.device}"
             )
-        if tuple(factor.shape) != shape or not factor.is_contiguous() or factor.is_neg():
+        # What is being compiled has no negative bit to ask for.
+        is_negative = not torch.compiler.is_compiling() and factor.is_neg()
+        if tuple(factor.shape) != shape or not factor.is_contiguous() or is_negative:
             raise ValueError(
                 f"{where}: expected a contiguous matrix of shape {shape}, got shape {tuple(factor.shape)} with strides "
                 f"{tuple(factor.stride())}"
