@@ -43,7 +43,7 @@ RETURNED = {
 }
 # A work space, what an op tells its implementation for parts of a matrix, and what it takes apart.
 OWN = {"table", "floor", "workspace", "left_values", "right_values"}
-# What the public calls it whose ways are ops.
+# What the public calls it whose ways are ops (orthogonalize), or calls of torch (kron_eigh).
 PUBLIC = {"orthogonalize", "kron_eigh"}
 
 
