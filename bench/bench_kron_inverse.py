@@ -93,6 +93,7 @@ def _implementations(has_reference: bool, options: Options) -> list[Implementati
             Implementation(
                 f"fastcurv {name}",
                 "reference" if name == "reference" else "ours",
+                # mypy cannot infer a lambda with a default.
                 lambda matrices, name=name: kron_inverse(matrices, backend=name)[0],  # type: ignore[misc]
             )
             for name in ("cuda", "cpp", "reference")

@@ -55,6 +55,7 @@ def _implementations(p: int, options: Options) -> list[Implementation]:
             Implementation(
                 f"fastcurv {name}",
                 "reference" if name == "reference" else "ours",
+                # mypy cannot infer a lambda with a default.
                 lambda matrices, name=name: kron_root(matrices, p=p, backend=name)[0],  # type: ignore[misc]
             )
             for name in _backend.BACKENDS

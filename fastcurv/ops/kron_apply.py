@@ -76,6 +76,7 @@ def kron_apply(
     """
     layers = _read(grads, lefts, rights, inputs)
     if _library.must_dispatch([g for g in layers.grads if isinstance(g, Tensor)]):
+        # torch.ops has no types.
         return _dispatch(*layers, backend=backend)  # type: ignore[no-any-return]
     return _applied(_checked(layers), backend)
 
@@ -119,6 +120,7 @@ def _read(
         raise ValueError("rights: expected as many tensors as lefts, got None; only a list of Steins comes without")
     if inputs is not None and not len(inputs) and len(grads):
         raise ValueError(f"inputs: expected {len(grads)} tensors, one for each of grads, got 0")
+    # There are no Steins among lefts.
     return _Layers(list(grads), list(lefts), list(rights), list(inputs or []), [], [])  # type: ignore[arg-type]
 
 
@@ -247,30 +249,12 @@ def _words(layers: _Layers) -> int:
     return words
 
 
-def _registered(
-    grads: list[Tensor],
-    lefts: list[Tensor],
-    rights: list[Tensor],
-    inputs: list[Tensor],
-    left_values: list[Tensor],
-    right_values: list[Tensor],
-    *,
-    backend: str | None = None,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    return _applied(_checked(_Layers(grads, lefts, rights, inputs, left_values, right_values)), backend)
+def _registered(*layers: list[Tensor], backend: str | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
+    return _applied(_checked(_Layers(*layers)), backend)
 
 
-def _fake(
-    grads: list[Tensor],
-    lefts: list[Tensor],
-    rights: list[Tensor],
-    inputs: list[Tensor],
-    left_values: list[Tensor],
-    right_values: list[Tensor],
-    *,
-    backend: str | None = None,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    return _outputs(_Layers(grads, lefts, rights, inputs, left_values, right_values), torch.empty)
+def _fake(*layers: list[Tensor], backend: str | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
+    return _outputs(_Layers(*layers), torch.empty)
 
 
 _dispatch = _library.register(

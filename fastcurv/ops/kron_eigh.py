@@ -12,6 +12,7 @@ from fastcurv import _alloc, _library
 from fastcurv.ops import _kron, _matrices
 from fastcurv.ops.kron_factor import kron_factor_
 
+# Which torch's stub forgets.
 LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 NOT_DEFINITE = -1
 TRIES = 4

@@ -74,6 +74,7 @@ def kron_root(
     factors = list(factors) if not isinstance(factors, Tensor) else factors
     if _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
+        # torch.ops has no types.
         return _dispatch(factors, values, list(previous or []), p, backend=backend)  # type: ignore[no-any-return]
     matrices = _kron.factors(factors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=matrices)
