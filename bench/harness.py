@@ -30,6 +30,8 @@ PLACEMENTS = 2
 LEAST_SAMPLES = 4
 MOST_ROUNDS = 150
 SECONDS = 4.0
+# After so long a placement ends although samples are missing; each contender has one at least.
+MOST_SECONDS = 300.0
 # A contender that takes n times as long as ours, and more than PATIENCE times, sits out rounds: of 1000 rounds it is in
 # 1000 * PATIENCE / n, but at least in every LONGEST_STRIDE-th.
 PATIENCE, LONGEST_STRIDE = 4, 8
@@ -129,7 +131,7 @@ def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, least: i
         calls: By name.
         clock: For their device.
         seconds: How long to go on.
-        least: The least number of samples of each, however long they take.
+        least: The least number of samples of each, unless they take more than `MOST_SECONDS`.
         pace: The call by whose time others are slow; they sit out some rounds. Empty: none does.
 
     Returns:
@@ -145,7 +147,7 @@ def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, least: i
         stride = {name: min(LONGEST_STRIDE, max(1, round(ratio))) for name, ratio in ratios.items()}
     needed = least * max(stride.values(), default=1)
     for done in range(1, max(needed, MOST_ROUNDS)):
-        if done >= needed and time.perf_counter() - start > seconds:
+        if time.perf_counter() - start > (seconds if done >= needed else MOST_SECONDS):
             break
         shuffle(order)
         rounds.append({name: clock.time(calls[name]) for name in order if done % stride[name] == 0})

@@ -85,6 +85,11 @@ def test_slow_calls_sit_out_rounds_but_not_all():
     }
 
 
+def test_calls_of_minutes_are_made_once(monkeypatch):
+    monkeypatch.setattr(harness, "MOST_SECONDS", 0.0)
+    assert harness.interleave({"eigen": lambda: 1.0}, SetClock(), seconds=4.0, least=9) == [{"eigen": 1.0}]
+
+
 ADAM = next(case for case in bench_adam.CASES if case.name == "resnet20")
 
 

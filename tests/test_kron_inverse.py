@@ -16,7 +16,7 @@ BACKENDS = [name for name in ("cuda", "cpp") if not _backend.unusable("kron_inve
 BACKENDS += ["reference", *(["emulator"] if _backend.native() is not None and DEVICE.type == "cpu" else [])]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 # Around the blocks of 8, 16, 32 and 64 rows, and where one sweep begins to have two levels, or larger blocks.
-SIZES = [1, 2, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 101, 127, 128, 129, 130, 257, 501]
+SIZES = [1, 2, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 49, 64, 101, 127, 128, 129, 130, 257, 501]
 every_size = pytest.mark.parametrize("n", SIZES)
 
 
@@ -106,7 +106,8 @@ def test_the_inverse_of_a_kronecker_product(backend, generator):
 
 @every_backend
 def test_alone_in_a_list_and_on_any_number_of_threads(backend, generator):
-    matrices = [definite(n, 1e3, generator) for n in (300, 6, 64, 785, 65, 130, 785, 1, 17)]
+    # Small ones of one size are done together, some at a time.
+    matrices = [definite(n, 1e3, generator) for n in (300, *[17, 6] * 9, 64, 785, 65, 130, 785, 1, 17, 17)]
     before = torch.get_num_threads()
     together, found = kron_inverse(matrices, 0.25, backend=backend)
     assert not found.any()

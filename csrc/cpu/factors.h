@@ -1,6 +1,8 @@
 // What the ops on damped factors share: who is done again with jitter, and what is written for those that fail.
 #pragma once
 #include <algorithm>
+#include <iterator>
+#include <utility>
 #include <vector>
 
 #include "../kron.h"
@@ -60,21 +62,35 @@ FC_INLINE void attempt(const Factor& f, const Team& team, const Solve& solve) {
   team.wait();
 }
 
-// The whole list. `make_room(n, threads)` makes what threads need that do matrices of up to n rows together;
-// `function(factor, room, team)` does one.
+// The whole list. `Room(n, threads)` is what threads need that do matrices of up to n rows together;
+// `function(factors, count, room, team)` does up to `most_count` of one size of at most `most_rows`, and others alone.
 template <typename Room, typename Function>
-void on_factors(const std::vector<Factor>& factors, const Function& function) {
+void on_factors(const std::vector<Factor>& factors, const Function& function, long long most_rows = 0,
+                int most_count = 1) {
+  std::vector<Factor> todo;
+  todo.reserve(factors.size());
+  std::copy_if(factors.begin(), factors.end(), std::back_inserter(todo), [](const Factor& f) { return *f.info != 0; });
+  std::stable_sort(todo.begin(), todo.end(), [](const Factor& f, const Factor& g) { return f.n < g.n; });
+  std::vector<std::pair<const Factor*, int>> groups;
   std::vector<double> costs;
-  for (const Factor& f : factors) costs.push_back(*f.info == 0 ? 0.0 : static_cast<double>(f.n) * f.n * f.n);
+  for (const Factor& f : todo) {
+    const bool is_small = f.n <= most_rows;
+    if (is_small && !groups.empty() && f.n == groups.back().first->n && groups.back().second < most_count) {
+      ++groups.back().second;
+      continue;
+    }
+    groups.emplace_back(&f, 1);
+    costs.push_back(static_cast<double>(f.n) * f.n * f.n * (is_small ? 2 : 1));  // for a few, what two cost alone
+  }
   on_teams(
       costs,
       [&](const std::vector<size_t>& numbers, int threads) {
         long long n = 0;
-        for (size_t number : numbers) n = std::max(n, factors[number].n);
+        for (size_t number : numbers) n = std::max(n, groups[number].first->n);
         return Room(n, threads);
       },
       [&](size_t number, Room& room, const Team& team) {
-        if (*factors[number].info != 0) function(&factors[number], &room, &team);
+        function(groups[number].first, groups[number].second, &room, &team);
       });
 }
 

@@ -4,6 +4,7 @@
 
 #include "../fastcurv.h"
 #include "factors.h"
+#include "lanes.h"
 #include "simd.h"
 #include "sweep.h"
 
@@ -15,7 +16,7 @@ template <typename Real>
 struct Room {
   static constexpr long long kStrip = 64 / sizeof(Real), kMostRows = 64;
 
-  Buffer<Real> a, z;
+  Buffer<Real> a, z, lanes;
   std::vector<Buffer<Real>> gathered;  // each thread's
   Finite finite;
   bool is_definite = false;
@@ -24,6 +25,7 @@ struct Room {
   Room(long long n, int threads)
       : a(padded_rows<Real>(n) * padded_stride<Real>(n)),
         z(kMostRows * (padded_rows<Real>(n) + kMostRows)),
+        lanes(Lanes<Real>::kElements + Lanes<Real>::kRoom),
         finite(threads) {
     for (int t = 0; t < threads; ++t) gathered.emplace_back(kMostRows * kStrip);
   }
@@ -35,8 +37,32 @@ struct KronInverse {
   using Whole = Sweep<Real, kLevel>;
   static_assert(kStrip % Whole::kStrip == 0 && Room<Real>::kMostRows >= Whole::kLargeOuter);
 
-  static FC_INLINE void run(const Factor* factor, Room<Real>* room, const Team* team) {
-    const Factor& f = *factor;
+  static FC_INLINE void run(const Factor* factors, int count, Room<Real>* room, const Team* team) {
+    if (factors->n > Small::kMostRows) return run_large(*factors, room, team);
+    if (team->rank == 0) run_small(factors, count, room->lanes.begin());
+    team->wait();
+  }
+
+ private:
+  using Small = Lanes<Real>;
+
+  static FC_INLINE void run_small(const Factor* factors, int count, Real* room) {
+    typename Small::Vector shifts{};
+    for (int l = 0; l < count; ++l) shifts[l] = static_cast<Real>(*factors[l].damping);
+    int found[Small::kLanes];
+    Small::invert(factors, count, shifts, room, found);
+    for (int l = 0; l < count; ++l) {
+      *factors[l].info = 0;
+      if (found[l] == 0) continue;
+      attempt<Real>(factors[l], {0, 1}, [&](Real shift) FC_INLINED {
+        int again;
+        Small::invert(&factors[l], 1, typename Small::Vector{} + shift, room, &again);
+        return again;
+      });
+    }
+  }
+
+  static FC_INLINE void run_large(const Factor& f, Room<Real>* room, const Team* team) {
     const long long n = f.n, padded = padded_rows<Real>(n), stride = padded_stride<Real>(n);
     Real* const a = room->a.begin();
     attempt<Real>(f, *team, [&](Real shift) FC_INLINED {
@@ -50,7 +76,6 @@ struct KronInverse {
     });
   }
 
- private:
   // The matrix and what is added to its diagonal; ones on the rest of the diagonal, which invert to themselves. Returns
   // whether all that this thread has seen is finite.
   static FC_INLINE bool load(const Real* in, long long n, long long padded, Real shift, Real* a, long long stride,
@@ -90,9 +115,10 @@ struct KronInverse {
 
 template <typename Real>
 void run_list(const std::vector<Factor>& factors) {
-  const auto function = Clones<KronInverse<Real, Simd::baseline>, KronInverse<Real, Simd::v3>,
-                               KronInverse<Real, Simd::v4>>::template select<const Factor*, Room<Real>*, const Team*>();
-  on_factors<Room<Real>>(factors, function);
+  const auto function =
+      Clones<KronInverse<Real, Simd::baseline>, KronInverse<Real, Simd::v3>,
+             KronInverse<Real, Simd::v4>>::template select<const Factor*, int, Room<Real>*, const Team*>();
+  on_factors<Room<Real>>(factors, function, Lanes<Real>::kMostRows, Lanes<Real>::kLanes);
 }
 
 }  // namespace

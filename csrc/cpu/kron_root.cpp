@@ -230,7 +230,7 @@ void run_list(const std::vector<Factor>& factors, long long p) {
       Clones<KronRoot<Real, Simd::baseline>, KronRoot<Real, Simd::v3>,
              KronRoot<Real, Simd::v4>>::template select<const Factor*, Room<Real>*, const Team*, long long>();
   on_factors<Room<Real>>(factors,
-                         [&](const Factor* f, Room<Real>* room, const Team* team) { function(f, room, team, p); });
+                         [&](const Factor* f, int, Room<Real>* room, const Team* team) { function(f, room, team, p); });
 }
 
 }  // namespace

@@ -17,14 +17,14 @@ namespace fastcurv {
 // to memory in pieces.
 constexpr long long kSquare = 8;
 
-// to[j * to_stride + i] = from[i * from_stride + j] for i, j < kSquare.
-template <typename Real>
-FC_INLINE void transpose_square(const Real* from, long long from_stride, Real* to, long long to_stride) {
+// to(j)[i] = from(i)[j] for i, j < kSquare.
+template <typename Real, typename From, typename To>
+FC_INLINE void transpose_square(const From& from, const To& to) {
   using Row __attribute__((vector_size(kSquare * sizeof(Real)))) = Real;
   using Index = std::conditional_t<sizeof(Real) == 4, int, long long>;
   using Mask __attribute__((vector_size(kSquare * sizeof(Index)))) = Index;
   Row rows[kSquare];
-  for (int i = 0; i < kSquare; ++i) std::memcpy(&rows[i], from + i * from_stride, sizeof(Row));
+  for (int i = 0; i < kSquare; ++i) std::memcpy(&rows[i], from(i), sizeof(Row));
   const auto exchange = [&](int distance, const Mask& low, const Mask& high) FC_INLINED {
     for (int i = 0; i < kSquare; ++i) {
       if (i & distance) continue;
@@ -36,7 +36,14 @@ FC_INLINE void transpose_square(const Real* from, long long from_stride, Real* t
   exchange(1, Mask{0, 8, 2, 10, 4, 12, 6, 14}, Mask{1, 9, 3, 11, 5, 13, 7, 15});
   exchange(2, Mask{0, 1, 8, 9, 4, 5, 12, 13}, Mask{2, 3, 10, 11, 6, 7, 14, 15});
   exchange(4, Mask{0, 1, 2, 3, 8, 9, 10, 11}, Mask{4, 5, 6, 7, 12, 13, 14, 15});
-  for (int j = 0; j < kSquare; ++j) std::memcpy(to + j * to_stride, &rows[j], sizeof(Row));
+  for (int j = 0; j < kSquare; ++j) std::memcpy(to(j), &rows[j], sizeof(Row));
+}
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i, j < kSquare.
+template <typename Real>
+FC_INLINE void transpose_square(const Real* from, long long from_stride, Real* to, long long to_stride) {
+  transpose_square<Real>([&](int i) FC_INLINED { return from + i * from_stride; },
+                         [&](int j) FC_INLINED { return to + j * to_stride; });
 }
 
 // to_ji = from_ij of rows i = top, ..., bottom - 1 and columns j <= i.

@@ -74,9 +74,11 @@ def results(matrices: list[Tensor]) -> list[Tensor]:
     Small ones that are all of one size share their memory: to allocate one takes longer than to invert it.
     """
     sizes = set(map(Tensor.numel, matrices))
-    if len(matrices) > 1 and len(sizes) == 1 and max(sizes) <= SHARED**2:
-        shape = (len(matrices), *matrices[0].shape)
-        return list(_alloc.empty(*shape, dtype=matrices[0].dtype, device=matrices[0].device).unbind())
+    if len(matrices) > 1 and len(sizes) == 1 and 0 < max(sizes) <= SHARED**2:
+        n = len(matrices[0])
+        whole = _alloc.empty(len(matrices) * n, n, dtype=matrices[0].dtype, device=matrices[0].device)
+        with torch.no_grad():
+            return list(whole.unsafe_split(n))  # each has a version counter of its own
     return [_alloc.empty_like(matrix) for matrix in matrices]
 
 
