@@ -40,7 +40,9 @@ struct Clones {
   static auto select() -> void (*)(Args...) {
     switch (simd()) {
       case Simd::v4: return v4<Args...>;
+#ifndef __SANITIZE_ADDRESS__  // which makes a clone a matter of minutes
       case Simd::v3: return v3<Args...>;
+#endif
       default: return baseline<Args...>;
     }
   }

@@ -68,6 +68,15 @@ def _are_square(matrices: list[Any]) -> bool:
     return not any(map(Tensor.is_neg, matrices)) and native.are_square(matrices)
 
 
+def by_size(matrices: Sequence[Tensor], at_least: int = 0) -> list[list[int]]:
+    """The numbers of the square matrices of each size, from a least one on."""
+    members: dict[int, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        if len(matrix) >= at_least:
+            members.setdefault(len(matrix), []).append(i)
+    return list(members.values())
+
+
 def results(matrices: list[Tensor]) -> list[Tensor]:
     """Uninitialised, contiguous matrices like those given.
 

@@ -97,10 +97,7 @@ def _decompose(matrix: Tensor, out: Tensor) -> int:
 
 
 def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
-    sizes: dict[int, list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        sizes.setdefault(len(matrix), []).append(i)
-    for indices in sizes.values():
+    for indices in _kron.by_size(matrices):
         batch = torch.stack([matrices[i] for i in indices]).double()
         finite = batch.isfinite().all(dim=2).all(dim=1)
         try:

@@ -94,11 +94,7 @@ def _inverted(
 
 def _by_vendor(factors: list[Tensor], inverses: list[Tensor], info: Tensor, damping: Tensor) -> None:
     """Inverts large matrices by torch's calls, in batches; what they cannot do is left to the kernel."""
-    members: dict[int, list[int]] = {}
-    for i, factor in enumerate(factors):
-        if len(factor) > VENDOR:
-            members.setdefault(len(factor), []).append(i)
-    for indices in members.values():
+    for indices in _kron.by_size(factors, at_least=VENDOR + 1):
         batch = torch.stack([factors[i] for i in indices])
         numbers = _matrices.numbers(tuple(indices), batch.device)
         batch.diagonal(dim1=1, dim2=2).add_(damping.index_select(0, numbers)[:, None])

@@ -108,7 +108,7 @@ def _rooted(
         if p == 1 and previous:
             # On a CPU batches would gain nothing, and change the bits.
             one_by_one = info.device.type == "cpu"
-            for indices in [[i] for i in range(len(factors))] if one_by_one else _by_size(factors, at_least=1):
+            for indices in [[i] for i in range(len(factors))] if one_by_one else _kron.by_size(factors, at_least=1):
                 _hot_start(indices, factors, roots, previous, info, damping)
         if name not in ("cuda", "triton"):
             implementation(factors, roots, previous, info, damping, p)
@@ -123,18 +123,9 @@ def _rooted(
             given, written = [factors[i] for i in small], [roots[i] for i in small]
             implementation(given, written, before, found, damping.index_select(0, numbers), p)
             info.index_copy_(0, numbers, found)
-        for indices in _by_size(factors, at_least=most + 1):
+        for indices in _kron.by_size(factors, at_least=most + 1):
             _by_products(indices, factors, roots, previous, info, damping, p, iterate)
     return roots, info
-
-
-def _by_size(factors: list[Tensor], at_least: int) -> list[list[int]]:
-    """The numbers of the matrices of each size."""
-    members: dict[int, list[int]] = {}
-    for i, factor in enumerate(factors):
-        if len(factor) >= at_least:
-            members.setdefault(len(factor), []).append(i)
-    return list(members.values())
 
 
 def _stacked(indices: list[int], factors: list[Tensor]) -> Tensor:
