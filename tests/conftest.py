@@ -1,15 +1,28 @@
 """Shared fixtures. Without a GPU, Triton runs in its interpreter; that must be decided before a kernel is imported."""
 
+import importlib.metadata
+import importlib.util
 import os
 
 import torch
+from packaging.version import Version
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
-from fastcurv import _alloc
+from fastcurv import _alloc, _backend
+
+
+def pytest_configure():
+    """Triton 3.6's interpreter takes bounds of loops from arrays, as only an older NumPy allows."""
+    if importlib.util.find_spec("triton") is not None and _backend.interpreting():
+        triton, numpy = (Version(importlib.metadata.version(name)) for name in ("triton", "numpy"))
+        if triton < Version("3.7") and numpy >= Version("2.5"):
+            raise pytest.UsageError(
+                f"Triton {triton}'s interpreter does not run with NumPy {numpy}: pip install 'numpy<2.5'"
+            )
 
 
 @pytest.fixture(autouse=True)

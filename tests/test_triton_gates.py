@@ -264,11 +264,15 @@ MATRIX_CALLS = {
 
 @pytest.mark.parametrize("op", MATRIX_CALLS)
 def test_kernels_on_matrices_hold_the_gates(op):
-    """No spills, shared memory that every GPU of the architecture has, tensor cores where they are exact enough."""
+    """No spills, shared memory that every GPU of the architecture has, tensor cores where they are exact enough.
+
+    But for 8 bytes from sm_100 on, where Triton 3.6's ptxas wants to fit in one more block.
+    """
     calls = [(architecture, *call) for architecture in (80, 90, 100, 120) for call in MATRIX_CALLS[op]]
     for k in compiled(op, calls, ON_MATRICES):
         print({key: value for key, value in k.items() if key != "hash"})
-        assert (k["stack"], k["local"], k["tf32"]) == (0, 0, False), k
+        assert k["stack"] <= (8 if k["architecture"] >= 100 else 0), k
+        assert (k["local"], k["tf32"]) == (0, False), k
         assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
         if k["options"].get("dtype") == "bfloat16" and k["kernel"] in ("symmetric_kernel", "product_kernel"):
             assert k["products"] == [{90: "wgmma", 100: "tcgen05"}.get(k["architecture"], "mma")], k
@@ -277,7 +281,7 @@ def test_kernels_on_matrices_hold_the_gates(op):
 def test_kernels_on_layers_hold_the_gates():
     """No spills, and no TF32.
 
-    But for 8 bytes in float64 for sm_120, where ptxas wants to fit in one more block: as for kernels without rows.
+    But for 8 bytes in float64 from sm_100 on, where ptxas wants to fit in one more block: as for kernels without rows.
     """
     calls = [
         (architecture, shape, dtype, {"form": form})
@@ -289,6 +293,6 @@ def test_kernels_on_layers_hold_the_gates():
     ]
     for k in compiled("kron_apply", calls, ON_LAYERS):
         print({key: value for key, value in k.items() if key != "hash"})
-        assert k["stack"] <= (8 if (k["architecture"], k["stored"]) == (120, "float64") else 0), k
+        assert k["stack"] <= (8 if k["architecture"] >= 100 and k["stored"] == "float64" else 0), k
         assert (k["local"], k["tf32"]) == (0, False), k
         assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
