@@ -30,7 +30,7 @@ PLACEMENTS = 2
 LEAST_SAMPLES = 4
 MOST_ROUNDS = 150
 SECONDS = 4.0
-# After so long a placement ends although samples are missing; each contender has one at least.
+# After so long a placement ends although samples are missing, and is the last; each contender has one at least.
 MOST_SECONDS = 300.0
 # A contender that takes n times as long as ours, and more than PATIENCE times, sits out rounds: of 1000 rounds it is in
 # 1000 * PATIENCE / n, but at least in every LONGEST_STRIDE-th.
@@ -248,7 +248,10 @@ def run(case: Case, options: Options, clock: Clock, start_load: float = 0.0) -> 
     """
     measured = _Measurement(case, options, clock)
     for placement in range(1 if options.quick else PLACEMENTS):
+        start = time.perf_counter()
         measured.place(backwards=placement % 2 == 1)
+        if time.perf_counter() - start > MOST_SECONDS:
+            break
     rows, watch, alone = list(measured.rows.values()), measured.watch, list(filter(None, measured.alone))
     red = [f"{row.name} is wrong: {row.wrong}" for row in rows if row.wrong and row.role in OF_FASTCURV]
     quick = "a quick run shrinks the work" if options.quick else ""
