@@ -21,6 +21,9 @@ demo := .venv/.demo
 dev := .venv/.dev
 endif
 
+# Installed once: what an isolated build compiles, the next build would compile again.
+build_requires = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
+
 # A step is bound by memory, a test by Python: threads only get into each other's way.
 export OMP_NUM_THREADS ?= 1
 
@@ -49,14 +52,15 @@ build: $(dev)
 .venv/.base:
 	$(BOOTSTRAP) -m venv .venv
 	.venv/bin/python -m pip install -q "$(TORCH)"
+	.venv/bin/python -c '$(build_requires)' | xargs .venv/bin/python -m pip install -q
 	touch $@
 
 .venv/.demo: .venv/.base pyproject.toml
-	.venv/bin/python -m pip install -q -e '.[demo]'
+	.venv/bin/python -m pip install -q --no-build-isolation -e '.[demo]'
 	touch $@
 
 .venv/.dev: .venv/.base pyproject.toml
-	.venv/bin/python -m pip install -q -e '.[dev]'
+	.venv/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
 	touch $@
 
 build/.given: pyproject.toml
