@@ -50,16 +50,10 @@ def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor, *, backend: 
 
 def _by_svd(matrix: Tensor, out: Tensor) -> int:
     """For float64, whose Gram matrix would need more digits than there are; a GPU makes the host wait."""
-    if not matrix.isfinite().all():
-        out.zero_()
-        return NOT_FINITE
-    u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
-    kept = sigma > math.sqrt(max(matrix.shape)) * 2.0**-53 * sigma[0]
-    dead_rows, dead_columns = ((matrix == 0).all(dim=dim) for dim in (1, 0))
-    kept[min(int((~dead_rows).sum()), int((~dead_columns).sum())) :] = False  # whatever rounding says
-    torch.mm(u * kept, vh, out=out)
-    out.masked_fill_(dead_rows[:, None] | dead_columns, 0)
-    return int((~kept).sum())
+    _, reference = _backend.choose("polar", matrix.device, "reference")
+    info = torch.empty(1, dtype=torch.int32, device=matrix.device)
+    reference([matrix], [out], info)
+    return int(info.item())
 
 
 def _by_gram(matrix: Tensor, out: Tensor) -> int:
