@@ -19,9 +19,9 @@ def pytest_configure():
     """Triton 3.6's interpreter takes bounds of loops from arrays, as only an older NumPy allows."""
     if importlib.util.find_spec("triton") is not None and _backend.interpreting():
         triton, numpy = (Version(importlib.metadata.version(name)) for name in ("triton", "numpy"))
-        if triton < Version("3.7") and numpy >= Version("2.5"):
+        if triton < Version("3.7") and numpy >= Version("2.4"):
             raise pytest.UsageError(
-                f"Triton {triton}'s interpreter does not run with NumPy {numpy}: pip install 'numpy<2.5'"
+                f"Triton {triton}'s interpreter does not run with NumPy {numpy}: pip install 'numpy<2.4'"
             )
 
 
