@@ -45,8 +45,8 @@ def _svd(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     far from orthonormal as 1e-6 (torch 2.11 and 2.13 with MKL).
     """
     m, n = g.shape
-    # torch.linalg has no types.
     if m < n:
+        # torch.linalg has no types.
         return torch.linalg.svd(g, full_matrices=False)  # type: ignore[no-any-return]
     v, sigma, uh = torch.linalg.svd(pad(g.mT, (0, int(m == n))), full_matrices=False)
     return uh[:, :m].mT, sigma, v.mT
