@@ -18,6 +18,9 @@ SMALL = 128
 PANEL = 2048
 # As far as a product of two rows may be off.
 ORTHONORMAL = 1e-7
+# Ratio to the largest singular value below which a step is not the best one. The best polynomials map some large
+# singular values to the smallest, whose digits a Gram matrix loses; from here on none falls below a third.
+CUSHION = 0.05
 
 
 def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor, *, backend: str | None) -> None:
@@ -102,9 +105,9 @@ def _mending(rows: Tensor, loss: float) -> Tensor:
 def schedule(length: int, filters: int = 14) -> list[tuple[float, float, float]]:
     """Newton-Schulz coefficients that make one of each singular value that counts, and zero of the others.
 
-    First the best polynomials (Amsel et al., 2025, Algorithm 1) until the smallest that counts has grown to a little
-    more than sqrt(2/3), which x^3 (5 - 3 x^2) / 2 neither raises nor lowers; then that polynomial, which drives what is
-    above to one and what is below to zero.
+    First the best polynomials (Amsel et al., 2025, Algorithm 1, with a cushion as they advise) until the smallest that
+    counts has grown to a little more than sqrt(2/3), which x^3 (5 - 3 x^2) / 2 neither raises nor lowers; then that
+    polynomial, which drives what is above to one and what is below to zero.
 
     Args:
         length: max(m, n).
@@ -118,10 +121,10 @@ def schedule(length: int, filters: int = 14) -> list[tuple[float, float, float]]
     lower, upper, image = 1.25 * threshold, 1.0, threshold
     steps: list[tuple[float, float, float]] = []
     while not steps or upper / image > 1.12 / math.sqrt(2 / 3):
-        a, b, c = _best_quintic(lower, upper)
-        lower = a * lower + b * lower**3 + c * lower**5
-        upper = 2.0 - lower
-        image = a * image + b * image**3 + c * image**5
+        begin = max(lower, CUSHION * upper)
+        a, b, c = _best_quintic(begin, upper)
+        lower, begin, image = (a * x + b * x**3 + c * x**5 for x in (lower, begin, image))
+        upper = 2.0 - begin
         steps.append((a, b, c))
     scale = math.sqrt(2 / 3) / image
     a, b, c = steps.pop()
