@@ -28,14 +28,14 @@ def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
             out.zero_()
             info[i] = -2
             continue
-        u, sigma, vh = _svd(g)
+        # Vectors of singular values that are all rounding would reach into dead rows and columns.
+        rows, columns = ((g != 0).any(dim=dim) for dim in (1, 0))
+        u, sigma, vh = _svd(g[rows][:, columns])
         unit = 2.0**-53 if matrix.dtype == torch.float64 else 2.0**-24
-        kept = sigma > math.sqrt(max(g.shape)) * unit * sigma[0]
-        # Where rows or columns are dead the decomposition leaves rounding.
-        dead_rows, dead_columns = ((g == 0).all(dim=dim) for dim in (1, 0))
-        kept[min(int((~dead_rows).sum()), int((~dead_columns).sum())) :] = False
-        out.copy_((u[:, kept] @ vh[kept]).masked_fill(dead_rows[:, None] | dead_columns, 0))
-        info[i] = (~kept).sum()
+        kept = sigma > math.sqrt(max(g.shape)) * unit * sigma[:1]
+        out.zero_()
+        out[rows[:, None] & columns] = (u[:, kept] @ vh[kept]).to(out.dtype).flatten()
+        info[i] = min(g.shape) - kept.sum()
 
 
 def _svd(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
