@@ -14,6 +14,19 @@ import pytest
 
 from fastcurv import _alloc, _backend
 
+# Shifts every seed: other inputs, which must pass as well.
+SEED = int(os.environ.get("FASTCURV_TEST_SEED", "0"))
+
+
+class ShiftedGenerator(torch.Generator):
+    def manual_seed(self, seed):
+        return super().manual_seed(seed + SEED)
+
+
+if SEED:
+    torch.Generator, manual_seed = ShiftedGenerator, torch.manual_seed
+    torch.manual_seed = lambda seed: manual_seed(seed + SEED)
+
 
 def pytest_configure():
     """Triton 3.6's interpreter takes bounds of loops from arrays, as only an older NumPy allows."""
@@ -23,6 +36,12 @@ def pytest_configure():
             raise pytest.UsageError(
                 f"Triton {triton}'s interpreter does not run with NumPy {numpy}: pip install 'numpy<2.4'"
             )
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("compile")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
