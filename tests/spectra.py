@@ -7,6 +7,8 @@ import math
 import torch
 from cases import DEVICE
 
+from fastcurv.ops.newton_schulz import COEFFICIENTS
+
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SHAPES = [(16, 27), (27, 16), (64, 288), (10, 64), (5, 5), (1, 9), (9, 1), (130, 150), (200, 140)]
 
@@ -35,13 +37,21 @@ def threshold(matrix):
     return math.sqrt(max(matrix.shape)) * unit
 
 
+def decomposed(matrix):
+    """The thin singular value decomposition in float64.
+
+    Of singular matrices that are not wide LAPACK's vectors may be off by 1e-6: of a QR decomposition's R they are not.
+    """
+    q, r = torch.linalg.qr(matrix.double())
+    u, sigma, vh = torch.linalg.svd(torch.nn.functional.pad(r, (0, int(len(r) == r.shape[1]))), full_matrices=False)
+    return q @ u, sigma, vh[:, : r.shape[1]]
+
+
 def polar_truth(matrix):
     """The polar factor, the singular values, and how many of them count as zero."""
-    # Of singular matrices that are not wide LAPACK's vectors may be off by 1e-6: of a QR decomposition's R they are not.
-    q, r = torch.linalg.qr(matrix.double())
-    u, sigma, vh = torch.linalg.svd(torch.nn.functional.pad(r, (0, 1)), full_matrices=False)
+    u, sigma, vh = decomposed(matrix)
     kept = sigma > threshold(matrix) * sigma[0]
-    return q @ u[:, kept] @ vh[kept, :-1], sigma, int((~kept).sum())
+    return u[:, kept] @ vh[kept], sigma, int((~kept).sum())
 
 
 def definite(n, condition, generator, dtype=torch.float32):
@@ -100,3 +110,92 @@ def orthonormality(q):
     """Distance of the non-zero singular values from one, in the 2-norm: |Q Q^T Q - Q|."""
     q = wide(q).double()
     return torch.linalg.matrix_norm(q @ q.mT @ q - q, ord=2).item()
+
+
+def steps_of(name, count):
+    """Coefficients of so many Newton-Schulz steps."""
+    listed = COEFFICIENTS[name]
+    return [listed[min(k, len(listed) - 1)] for k in range(count)]
+
+
+def through(sigma, steps):
+    """Singular values after Newton-Schulz steps on a matrix of norm one."""
+    sigma = sigma / sigma.norm()
+    for a, b, c in steps:
+        sigma = a * sigma + b * sigma**3 + c * sigma**5
+    return sigma
+
+
+def steps_truth(matrix, steps):
+    """Newton-Schulz steps on each singular value."""
+    u, sigma, vh = decomposed(matrix)
+    return (u * through(sigma, steps)) @ vh if matrix.any() else torch.zeros_like(u @ vh)
+
+
+def steps_error(matrix, steps, unit, stored=None):
+    """Bound, in the Frobenius norm, on what rounding makes of Newton-Schulz steps.
+
+    A sum of n products is off by sqrt(n) u times the norms of its factors (Higham and Mary, 2019), whatever its order;
+    every intermediate matrix is rounded, and so is each of the terms that it is added up from. A step stretches the
+    error of its argument by its steepest slope at most: divided differences of singular values are slopes. The truth
+    has an error, too: each of its vectors is a product of some rotations for every singular value, in float64.
+
+    Args:
+        matrix: What the steps begin with, divided by its norm.
+        steps: Their coefficients.
+        unit: Half an ulp of one in the dtype of sums.
+        stored: That of intermediate matrices; by default the same.
+    """
+    m, n = sorted(matrix.shape)
+    stored, sums = stored or unit, [math.sqrt(length) * unit for length in (m, n)]
+    sigma = torch.linalg.svdvals(matrix.double())
+    sigma, error = sigma / sigma.norm(), 2 * stored + 8 * math.sqrt(m * n) * UNIT[torch.float64]
+    for a, b, c in steps:
+        gram = sigma**2
+        polynomial = b * gram + c * gram**2
+        of_gram = sums[1] * sigma.norm() ** 2 + stored * gram.norm()
+        of_square = sums[0] * gram.norm() ** 2 + 2 * gram.max() * of_gram
+        of_polynomial = abs(b) * of_gram + abs(c) * of_square
+        of_polynomial += 2 * stored * (abs(b) * gram.norm() + abs(c) * (gram**2).norm())
+        of_product = sigma.max() * of_polynomial + sums[0] * polynomial.norm() * sigma.norm()
+        terms = torch.stack([a * sigma, b * sigma**3, c * sigma**5])
+        x = torch.linspace(0, 1, 1000, dtype=sigma.dtype, device=sigma.device) * (sigma.max() + error)
+        slope = (a + 3 * b * x**2 + 5 * c * x**4).abs().max()
+        error = slope * error + of_product + 2 * stored * terms.norm(dim=1).sum()
+        sigma = terms.sum(dim=0).abs()
+    return error.item()
+
+
+def rounding(matrix, rows=None):
+    """Bound on what rounding makes of the sums of all rows together, unless of so many.
+
+    A sum of n products in an arithmetic of unit u is off by about sqrt(n) u times the lengths of its factors (Higham and
+    Mary, 2019); eight times that stands for the few such sums that follow each other, and with k rows there are k, whose
+    errors add up to sqrt(k) times as much. 16-bit numbers are worked on in float32.
+    """
+    sums = max(matrix.shape) * (rows or min(matrix.shape))
+    return 8 * math.sqrt(sums) * min(UNIT[matrix.dtype], UNIT[torch.float32])
+
+
+def rows_truth(matrix):
+    """Gram-Schmidt of rows, and the pivots: how long what is left of each row is."""
+    q, r = torch.linalg.qr(wide(matrix).double().mT)
+    q = (q * r.diagonal().sgn()).mT
+    return (q if matrix.shape[0] <= matrix.shape[1] else q.mT), r.diagonal().abs()
+
+
+def assert_gram_schmidt(matrix, result, info):
+    """Rows are orthonormal, and with L the lower triangle of G Q^T, G = L Q."""
+    g, q = wide(matrix).double(), wide(result).double()
+    pair, norms, kept = rounding(matrix, rows=1) + 2 * UNIT[matrix.dtype], g.norm(dim=1), q.any(dim=1)
+    assert info == int((~kept).sum()) and not q[(g[:, None] == g).all(dim=2).tril(-1).any(dim=1) | (norms == 0)].any()
+    assert (q @ q.mT - kept.double().diag()).abs().max() <= pair
+    lower = g @ q.mT
+    assert ((g - lower.tril() @ q).norm(dim=1) <= 2 * math.sqrt(len(g)) * pair * norms).all()
+    assert (lower.triu(1).abs() <= 2 * pair * norms[:, None]).all() and (lower.diagonal() >= -2 * pair * norms).all()
+    # A change of unit rows by d moves the first k directions by sqrt(2) |R_k^-1| d (Sun, 1991).
+    truth, _ = rows_truth(wide(matrix)[kept])
+    r = (truth @ (g[kept] / norms[kept, None]).mT).triu()
+    inverse = torch.linalg.solve_triangular(r, torch.eye(len(r), dtype=r.dtype, device=r.device), upper=True)
+    moved = rounding(matrix) * (2 * inverse.square().sum(dim=0).cumsum(dim=0)).sqrt()
+    assert ((q[kept] - truth).norm(dim=1) <= moved.nan_to_num(math.inf, math.inf) + UNIT[matrix.dtype]).all()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import DEVICE, matrix_backends
-from spectra import SHAPES, UNIT, logarithmic, wide
+from spectra import SHAPES, UNIT, logarithmic, rows_truth, wide
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcurv import _backend
@@ -24,14 +24,6 @@ def gram_schmidt(matrix, backend, **options):
     return result, info.item()
 
 
-def truth_of(matrix):
-    """In float64; and the pivots, how long what is left of each row is."""
-    q, r = torch.linalg.qr(wide(matrix).double().mT)
-    signs = r.diagonal().sgn()
-    q = (q * signs).mT
-    return (q if matrix.shape[0] <= matrix.shape[1] else q.mT), r.diagonal().abs()
-
-
 def assert_orthonormal(result, zero_rows, bound):
     q = wide(result).double()
     kept = ~(q == 0).all(dim=1)
@@ -45,7 +37,7 @@ def assert_orthonormal(result, zero_rows, bound):
 @pytest.mark.parametrize("decades", [0.3, 3, 5])
 def test_against_qr(backend, shape, decades, generator):
     matrix = logarithmic(shape, decades, generator)
-    truth, pivots = truth_of(matrix)
+    truth, pivots = rows_truth(matrix)
     result, info = gram_schmidt(matrix, backend)
     norms = wide(matrix).double().norm(dim=1)
     # A row has lost as many digits as its projection took away; each of its predecessors passes its own on.
@@ -83,7 +75,7 @@ def test_rows_that_depend_on_others(backend, policy, generator):
     result, info = gram_schmidt(matrix, backend, rank_policy=policy)
     assert info == 2
     assert_orthonormal(result, 2 if policy == "isometry" else 0, 1e-6)
-    truth, _ = truth_of(matrix[[i for i in range(12) if i not in (3, 7)]])
+    truth, _ = rows_truth(matrix[[i for i in range(12) if i not in (3, 7)]])
     torch.testing.assert_close(result[[i for i in range(12) if i not in (3, 7)]].double(), truth, atol=1e-5, rtol=0)
     if policy == "isometry":
         assert not result[3].any() and not result[7].any()
@@ -105,7 +97,7 @@ def test_ranks_of_large_matrices(backend, generator):
 def test_other_dtypes(backend, dtype, generator):
     for shape in [(16, 40), (40, 16), (3 * PANEL, 3000)]:
         matrix = logarithmic(shape, 1, generator, dtype)
-        truth, pivots = truth_of(matrix)
+        truth, pivots = rows_truth(matrix)
         result, info = gram_schmidt(matrix, backend)
         work = max(UNIT[dtype], UNIT[torch.float32]) if dtype != torch.float64 else UNIT[dtype]
         lost = (wide(matrix).double().norm(dim=1) / pivots).max() * min(shape)
@@ -158,7 +150,7 @@ def test_panels_of_a_ragged_list(dtype, scale, generator):
     _by_panels(counted, matrices, outs, info)
     assert not info.any() and calls == [6, 6, 5, 5, 1, 1, 1, 1]
     for matrix, given, out in zip(plain, matrices, outs, strict=True):
-        truth, pivots = truth_of(matrix)
+        truth, pivots = rows_truth(matrix)
         lost = (wide(matrix).double().norm(dim=1) / pivots).max() * min(matrix.shape)
         assert (out.double() - truth).abs().max() <= 8 * UNIT[dtype] * lost
         alone = torch.empty_like(out)
