@@ -27,13 +27,16 @@ build_requires = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"
 # A step is bound by memory, a test by Python: threads only get into each other's way.
 export OMP_NUM_THREADS ?= 1
 
+# For the machine at hand: CUDA kernels take minutes to compile, and the gates of `make test` compile each of them.
+export FASTCURV_CUDA ?= $(if $(wildcard /dev/nvidiactl),auto,0)
+
 .PHONY: demo test bench lint build clean
 
 demo: $(demo)
 	OMP_NUM_THREADS=$$(nproc) $(python) -m fastcurv.cli demo
 
 test: $(dev) build
-	$(python) -m pytest tests -n auto --dist loadfile
+	$(python) -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
 	$(python) -m pytest --doctest-modules fastcurv --doctest-ignore-import-errors -p no:cacheprovider
 
 bench: $(dev) build

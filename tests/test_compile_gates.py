@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,31 +158,34 @@ def functions_of(sass: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def ptx(tmp_path_factory) -> str:
+def compiled(tmp_path_factory) -> tuple[list[Kernel], str]:
+    """All kernels, and the PTX that those of the oldest architecture were made from."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on PATH")
-    output = tmp_path_factory.mktemp("ptx")
-    texts = []
-    for source in sorted((CSRC / "cuda").glob("*.cu")):
-        nvcc(source, output / f"{source.stem}.ptx", "-ptx", "-arch=compute_80")
-        texts.append((output / f"{source.stem}.ptx").read_text())
-    return "\n".join(texts)
-
-
-@pytest.fixture(scope="module")
-def kernels(ptx, tmp_path_factory) -> list[Kernel]:
     output = tmp_path_factory.mktemp("cubin")
     disassembler = nvidia_tool("nvdisasm")
-    bounds = launch_bounds(ptx)
 
-    def compile_one(job) -> Iterator[Kernel]:
+    def compile_one(job) -> tuple[str, str, dict[str, str]]:
         source, architecture = job
-        cubin = output / f"{source.stem}_{architecture}.cubin"
-        log = nvcc(source, cubin, "-cubin", f"-arch=sm_{architecture}", "-Xptxas=-v")
+        folder = output / f"{source.stem}_{architecture}"
+        folder.mkdir()
+        cubin = folder / "kernels.cubin"
+        keep = ["-keep", f"-keep-dir={folder}"]
+        log = nvcc(source, cubin, "-cubin", f"-arch=sm_{architecture}", "-Xptxas=-v", *keep)
         sass = {}
         if disassembler:
             text = subprocess.run([disassembler, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
             sass = functions_of(text)
+        return log, (folder / f"{source.stem}.ptx").read_text(), sass
+
+    jobs = [(source, a) for a in ARCHITECTURES for source in sorted((CSRC / "cuda").glob("*.cu"))]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(compile_one, jobs))
+    texts = [text for (_, architecture), (_, text, _) in zip(jobs, results, strict=True) if architecture == 80]
+    ptx = "\n".join(texts)
+    bounds = launch_bounds(ptx)
+    kernels = []
+    for (_, architecture), (log, _, sass) in zip(jobs, results, strict=True):
         for report in log.split("Compiling entry function ")[1:]:
             symbol = re.match(r"'(\w+)'", report)[1]
             stack, stores, loads = re.search(
@@ -192,15 +194,21 @@ def kernels(ptx, tmp_path_factory) -> list[Kernel]:
             registers = int(re.search(r"Used (\d+) registers", report)[1])
             if found := instance(symbol):
                 numbers = (registers, int(stack), int(stores) + int(loads))
-                yield Kernel(symbol, found, architecture, *numbers, *bounds[symbol], sass.get(symbol, ""))
-
-    jobs = [(source, a) for a in ARCHITECTURES for source in sorted((CSRC / "cuda").glob("*.cu"))]
-    with ThreadPoolExecutor(2) as pool:
-        found = [kernel for batch in pool.map(lambda job: list(compile_one(job)), jobs) for kernel in batch]
+                kernels.append(Kernel(symbol, found, architecture, *numbers, *bounds[symbol], sass.get(symbol, "")))
     print(f"\n{'kernel':60} registers (of) stack spills")
-    for k in found:
+    for k in kernels:
         print(f"{k!s:60} {k.registers:9} ({registers_allowed(k.threads, k.blocks):2}) {k.stack:5} {k.spills:6}")
-    return found
+    return kernels, ptx
+
+
+@pytest.fixture
+def kernels(compiled) -> list[Kernel]:
+    return compiled[0]
+
+
+@pytest.fixture
+def ptx(compiled) -> str:
+    return compiled[1]
 
 
 def test_every_instance_is_there(kernels):
