@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 # Vendor libraries fall back to what the processor has, our kernels too.
 LEVELS = {
     "compatible": {
@@ -44,7 +45,7 @@ def intel_library() -> Path | None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or platform.machine() != "x86_64":
         return None
-    library = Path(__file__).parents[1] / "build" / "intel_cpu.so"
+    library = ROOT / "build" / "intel_cpu.so"
     library.parent.mkdir(exist_ok=True)
     subprocess.run([compiler, "-shared", "-fPIC", "-xc", "-", "-o", library], input=INTEL, text=True, check=True)
     return library
@@ -55,7 +56,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in LEVELS:
         print(__doc__, file=sys.stderr)
         return 2
-    environment = {**os.environ, **LEVELS[arguments[0]]}
+    # Inductor would take the vector code of another level for its own.
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / "inductor" / arguments[0])}
+    environment = {**os.environ, **cache, **LEVELS[arguments[0]]}
     if library := intel_library():
         environment["LD_PRELOAD"] = f"{library} {os.environ.get('LD_PRELOAD', '')}".strip()
     return subprocess.run([sys.executable, "-m", "pytest", *arguments[1:]], env=environment).returncode

@@ -118,18 +118,13 @@ def steps_of(name, count):
     return [listed[min(k, len(listed) - 1)] for k in range(count)]
 
 
-def through(sigma, steps):
-    """Singular values after Newton-Schulz steps on a matrix of norm one."""
-    sigma = sigma / sigma.norm()
-    for a, b, c in steps:
-        sigma = a * sigma + b * sigma**3 + c * sigma**5
-    return sigma
-
-
 def steps_truth(matrix, steps):
     """Newton-Schulz steps on each singular value."""
     u, sigma, vh = decomposed(matrix)
-    return (u * through(sigma, steps)) @ vh if matrix.any() else torch.zeros_like(u @ vh)
+    sigma = sigma / sigma.norm().clamp(min=1e-300)
+    for a, b, c in steps:
+        sigma = a * sigma + b * sigma**3 + c * sigma**5
+    return (u * sigma) @ vh
 
 
 def steps_error(matrix, steps, unit, stored=None):
@@ -149,7 +144,7 @@ def steps_error(matrix, steps, unit, stored=None):
     m, n = sorted(matrix.shape)
     stored, sums = stored or unit, [math.sqrt(length) * unit for length in (m, n)]
     sigma = torch.linalg.svdvals(matrix.double())
-    sigma, error = sigma / sigma.norm(), 2 * stored + 8 * math.sqrt(m * n) * UNIT[torch.float64]
+    sigma, error = sigma / sigma.norm().clamp(min=1e-300), 2 * stored + 8 * math.sqrt(m * n) * UNIT[torch.float64]
     for a, b, c in steps:
         gram = sigma**2
         polynomial = b * gram + c * gram**2
