@@ -40,7 +40,7 @@ def threshold(matrix):
 def decomposed(matrix):
     """The thin singular value decomposition in float64.
 
-    Of singular matrices that are not wide LAPACK's vectors may be off by 1e-6: of a QR decomposition's R they are not.
+    LAPACK's vectors of a singular matrix that is not wide may be off by 1e-6; those of its QR factor R, padded, are not.
     """
     q, r = torch.linalg.qr(matrix.double())
     u, sigma, vh = torch.linalg.svd(torch.nn.functional.pad(r, (0, int(len(r) == r.shape[1]))), full_matrices=False)

@@ -93,10 +93,11 @@ def polar_bound(matrix, backend):
 
 
 def polar_error(matrix, sigma, rank, backend):
-    """Of the factor: rounding over the gap below the smallest singular value kept, squared in a Gram matrix.
+    """Error of the factor: rounding over the gap below the smallest singular value kept, squared in a Gram matrix.
 
-    And that of singular vectors, here and in the truth: each has gone through about four rotations for every singular
-    value on either side, each of which is off by 6 u (Higham, 2002, lemma 19.8), and four times as much is unlikely.
+    Singular vectors add their own, in the result and in the truth: LAPACK applies about four rotations to each vector
+    for every singular value, each rotation is off by 6 u (Higham, 2002, lemma 19.8), and their sum exceeds four times
+    its standard deviation with negligible probability.
     """
     gap = sigma[rank - 1] - (sigma[rank] if rank < len(sigma) else 0)
     grown = (sigma[0] / gap) ** (1 + by_gram(matrix, backend))
@@ -129,7 +130,7 @@ half = make(
     torch.float64, shape=(129, 128), rank=51 / 128, decades=8.0, scale=5.0, layout="sliced", dead=(), same=True, bad=0.0,
     seed=43,
 )  # fmt: skip
-# Of which it has vectors that reach into the dead row and column, for singular values that are little more than rounding.
+# The vectors of its smallest singular values reach into the dead row and column: those values are nearly rounding.
 dead = make(
     torch.float64, shape=(64, 65), rank=1.0, decades=15.0, scale=0.0, layout="contiguous", dead=(0, 1), same=True,
     bad=0.0, seed=0,

@@ -18,8 +18,8 @@ SMALL = 128
 PANEL = 2048
 # As far as a product of two rows may be off.
 ORTHONORMAL = 1e-7
-# Ratio to the largest singular value below which a step is not the best one. The best polynomials map some large
-# singular values to the smallest, whose digits a Gram matrix loses; from here on none falls below a third.
+# Lower bound of a step's interval, relative to its upper bound. A smaller one would let the best polynomial map large
+# singular values to tiny ones, whose digits a Gram matrix loses; with this one none falls below a third.
 CUSHION = 0.05
 
 

@@ -28,7 +28,7 @@ def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
             out.zero_()
             info[i] = -2
             continue
-        # Vectors of singular values that are all rounding would reach into dead rows and columns.
+        # Dead rows and columns are left out: the vectors of tiny singular values would reach into them.
         rows, columns = ((g != 0).any(dim=dim) for dim in (1, 0))
         u, sigma, vh = _svd(g[rows][:, columns])
         unit = 2.0**-53 if matrix.dtype == torch.float64 else 2.0**-24
