@@ -127,38 +127,52 @@ def steps_truth(matrix, steps):
     return (u * sigma) @ vh
 
 
-def steps_error(matrix, steps, unit, stored=None):
-    """Bound, in the Frobenius norm, on what rounding makes of Newton-Schulz steps.
+def steps_error(matrix, steps, unit):
+    """Bound, in the Frobenius norm and to first order, on what rounding makes of Newton-Schulz steps.
 
     A sum of n products is off by sqrt(n) u times the norms of its factors (Higham and Mary, 2019), whatever its order;
-    every intermediate matrix is rounded, and so is each of the terms that it is added up from. A step stretches the
-    error of its argument by its steepest slope at most: divided differences of singular values are slopes. The truth
-    has an error, too: each of its vectors is a product of some rotations for every singular value, in float64.
+    every intermediate matrix is rounded, and so is each of the terms that it is added up from. The truth has an error,
+    too: each of its vectors is a product of some rotations for every singular value, in float64.
 
     Args:
         matrix: What the steps begin with, divided by its norm.
         steps: Their coefficients.
-        unit: Half an ulp of one in the dtype of sums.
-        stored: That of intermediate matrices; by default the same.
+        unit: Half an ulp of one, where products are formed.
     """
     m, n = sorted(matrix.shape)
-    stored, sums = stored or unit, [math.sqrt(length) * unit for length in (m, n)]
+    sums = [math.sqrt(length) * unit for length in (m, n)]
     sigma = torch.linalg.svdvals(matrix.double())
-    sigma, error = sigma / sigma.norm().clamp(min=1e-300), 2 * stored + 8 * math.sqrt(m * n) * UNIT[torch.float64]
+    values, slopes = [sigma / sigma.norm().clamp(min=1e-300)], []
+    errors = [2 * unit + 8 * math.sqrt(m * n) * UNIT[torch.float64]]
     for a, b, c in steps:
-        gram = sigma**2
-        polynomial = b * gram + c * gram**2
-        of_gram = sums[1] * sigma.norm() ** 2 + stored * gram.norm()
+        x = values[-1]
+        gram = x**2
+        of_gram = sums[1] * x.norm() ** 2 + unit * gram.norm()
         of_square = sums[0] * gram.norm() ** 2 + 2 * gram.max() * of_gram
         of_polynomial = abs(b) * of_gram + abs(c) * of_square
-        of_polynomial += 2 * stored * (abs(b) * gram.norm() + abs(c) * (gram**2).norm())
-        of_product = sigma.max() * of_polynomial + sums[0] * polynomial.norm() * sigma.norm()
-        terms = torch.stack([a * sigma, b * sigma**3, c * sigma**5])
-        x = torch.linspace(0, 1, 1000, dtype=sigma.dtype, device=sigma.device) * (sigma.max() + error)
-        slope = (a + 3 * b * x**2 + 5 * c * x**4).abs().max()
-        error = slope * error + of_product + 2 * stored * terms.norm(dim=1).sum()
-        sigma = terms.sum(dim=0).abs()
-    return error.item()
+        of_polynomial += 2 * unit * (abs(b) * gram.norm() + abs(c) * (gram**2).norm())
+        of_product = x.max() * of_polynomial + sums[0] * (b * gram + c * gram**2).norm() * x.norm()
+        terms = torch.stack([a * x, b * x**3, c * x**5])
+        errors.append(of_product + 2 * unit * terms.norm(dim=1).sum())
+        values.append(terms.sum(dim=0))
+        slopes.append(a + 3 * b * x**2 + 5 * c * x**4)
+    total, slope = 0.0, torch.ones_like(sigma)
+    for k in reversed(range(len(values))):
+        total += errors[k] * _growth(values[k], values[-1], slope)
+        slope = slope * slopes[k - 1]
+    return float(total)
+
+
+def _growth(x, y, slope):
+    """By how much a function of singular values, which makes y of x, stretches a small change of the matrix.
+
+    Between the directions of two values that is a divided difference, or one with the opposite sign of the second; a
+    wide matrix has directions of the value zero besides.
+    """
+    others, images = (torch.nn.functional.pad(torch.cat([z, -z]), (0, 1)) for z in (x, y))
+    run, rise = x[:, None] - others, y[:, None] - images
+    near = run.abs() < 1e-7
+    return torch.where(near, slope[:, None], rise / run.masked_fill(near, 1.0)).abs().max()
 
 
 def rounding(matrix, rows=None):

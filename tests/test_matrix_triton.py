@@ -123,16 +123,21 @@ def test_polar_factors(dtype):
 )
 def test_newton_schulz_steps_go_through_the_polynomials(coefficients, dtype, working):
     named = {condition: with_condition(20, LENGTH, condition) for condition in (1e2, 1e9)} | singular() | regular()
+    if working == torch.bfloat16:
+        # Errors of percents are compared with torch's, over many numbers: a single row has one singular value.
+        del named["row"], named["column"]
     matrices = [matrix.to(DEVICE, dtype) for matrix in named.values()]
     steps = (COEFFICIENTS[coefficients] * 3)[:3]
-    outs, info = run(newton_schulz, matrices, coefficients=steps, dtype=working, spectral=0, eps=0.0)
+    options = {"coefficients": steps, "dtype": working, "spectral": 0, "eps": 0.0}
+    outs, info = run(newton_schulz, matrices, **options)
+    torchs, _ = run(reference.newton_schulz, matrices, **options)
     assert not info.any()
-    # Sums of 16-bit numbers are in float32.
-    stored = UNIT[torch.float64 if dtype == torch.float64 else working]
-    for name, matrix, out in zip(named, matrices, outs, strict=True):
+    unit = UNIT[torch.float64 if dtype == torch.float64 else torch.float32]
+    for name, matrix, out, by_torch in zip(named, matrices, outs, torchs, strict=True):
         truth = steps_truth(matrix, steps)
-        bound = steps_error(matrix, steps, min(stored, UNIT[torch.float32]), stored)
+        bound = 2 * (by_torch - truth).norm() if working == torch.bfloat16 else steps_error(matrix, steps, unit)
         assert (out - truth).norm() <= bound + UNIT[dtype] * truth.norm(), name
+        assert matrix.any() or not out.any(), name
 
 
 @pytest.mark.parametrize(("m", "n"), [(8, 1100), (70, 90), (131, 140)])

@@ -58,7 +58,7 @@ def test_storage_dtypes(backend, dtype, generator):
     assert result.dtype == dtype
     # 16-bit numbers are worked on in float32.
     bound = steps_error(matrix, steps, min(UNIT[dtype], UNIT[torch.float32])) + UNIT[dtype] * truth.norm()
-    assert (result.double() - truth).norm() <= bound
+    assert (result.double() - truth).norm() <= min(bound, 400 * UNIT[dtype] * truth.norm())
 
 
 @every_backend
