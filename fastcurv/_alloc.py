@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def empty(*size: int, **options: Any) -> Tensor:
-    """`torch.empty`."""
-    return torch.empty(*size, **options)
+def empty(*size: int, device: torch.device | str | None, **options: Any) -> Tensor:
+    """`torch.empty`; the device is named, because the default one is the user's to choose."""
+    return torch.empty(*size, device=device, **options)
 
 
 def empty_like(tensor: Tensor, **options: Any) -> Tensor:

@@ -53,6 +53,44 @@ def is_addressable(value: object) -> bool:
     return isinstance(value, Tensor) and is_plain(value) and value.layout is torch.strided
 
 
+# What may be done with a shard, and what may not.
+_LOCAL = (
+    "Local tensors are enough for what works element by element (Adam, AdamW, RAdam, NAdam, Yogi, SGD); LAMB, LARS, "
+    "Nero, Ranger, OSGD and Muon need whole tensors, of which they take norms, rows or matrices"
+)
+
+
+def whole(param: Tensor, where: str) -> None:
+    """Raises if a parameter is a flattened shard, which has lost the rows and the norm of the tensor it is part of."""
+    if getattr(param, "_fsdp_flattened", False):
+        raise TypeError(
+            f"{where}: expected a whole tensor, got a shard that FSDP1 (FullyShardedDataParallel) has flattened to "
+            f"shape {_shape(param)}: use DistributedDataParallel, or torch.optim. {_LOCAL}"
+        )
+
+
+# An average keeps its state in bfloat16, of 8 bits, only if a step takes more of it away than rounding puts back.
+_SLOWEST_BFLOAT16 = 1 - 2.0**-8
+
+
+def moves_in_bfloat16(arguments: Mapping[str, object]) -> None:
+    """Raises if an average among the arguments of an op would stand still in bfloat16; tensors on a GPU are not read.
+
+    Args:
+        arguments: Keyword arguments of an op.
+    """
+    for name in ("beta1", "beta2", "momentum"):
+        value = arguments.get(name, 0.0)
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            continue
+        if float(value) > _SLOWEST_BFLOAT16:  # type: ignore[arg-type]
+            raise ValueError(
+                f"state_dtype=torch.bfloat16: expected {name} of at most 1 - 2^-8 = {_SLOWEST_BFLOAT16}, got "
+                f"{float(value)}: an average that loses less than 2^-8 of itself in a step is rounded back to where "  # type: ignore[arg-type]
+                f"it was, and never falls. Lower {name} (0.95 is usual for large models), or leave state_dtype out"
+            )
+
+
 def dense_tensor(value: object, where: str) -> None:
     """Raises unless `value` is a plain strided tensor of a supported floating-point dtype."""
     if not isinstance(value, Tensor):
@@ -61,7 +99,7 @@ def dense_tensor(value: object, where: str) -> None:
         raise TypeError(
             f"{where}: expected a plain tensor, got {type(value).__name__}, which is a wrapper around other tensors "
             "and has no memory of its own. Sharded parameters (FSDP2, tensor parallelism) are not supported yet: "
-            "use torch.optim for them, or pass the local tensors"
+            f"use torch.optim for them. {_LOCAL}"
         )
     if value.layout is not torch.strided:
         raise ValueError(

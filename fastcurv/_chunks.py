@@ -146,7 +146,7 @@ class Workspace:
         words, written, chunks, partials = self._native.size(chunk_elements, rows)
         self._division = (chunk_elements, rows)
         if device.type != "cuda":
-            memory = _alloc.empty(words, dtype=torch.int64)
+            memory = _alloc.empty(words, dtype=torch.int64, device="cpu")
             self._native.write(memory.data_ptr(), chunk_elements, rows)
             self._table = Table(memory if device.type == "cpu" else memory.to(device), chunks, partials)
             return self._table
@@ -155,7 +155,7 @@ class Workspace:
         capturing = torch.cuda.is_current_stream_capturing()
         staging, self._spare = self._spare, None
         if not capturing or staging is None or staging.numel() < written:
-            staging = _alloc.empty(written, dtype=torch.int64, pin_memory=True)
+            staging = _alloc.empty(written, dtype=torch.int64, device="cpu", pin_memory=True)
         self._native.write(staging.data_ptr(), chunk_elements, rows)
         memory = _alloc.empty(words, dtype=torch.int64, device=device)
         memory[:written].copy_(staging[:written], non_blocking=True)
@@ -163,5 +163,5 @@ class Workspace:
         if capturing:
             _recorded.extend((staging, memory))
         else:
-            self._spare = _alloc.empty(written, dtype=torch.int64, pin_memory=True)
+            self._spare = _alloc.empty(written, dtype=torch.int64, device="cpu", pin_memory=True)
         return self._table

@@ -196,3 +196,26 @@ def test_wheel_holds_the_package_and_nothing_else():
     python |= {"fastcurv/" + n for n in TRACKED if re.fullmatch(r"(kernels|bench)/\w+\.py", n)}
     assert python == {n for n in names if n.endswith(".py")}
     assert all(n.startswith("fastcurv") and not n.startswith("fastcurv/bench/results/") for n in names)
+
+
+# Whose result is on the default device, unless they are told another.
+FACTORIES = {
+    *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones"),
+    *("rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),
+}
+
+
+def test_every_allocation_names_its_device():
+    """The default device is the user's: a table or a workspace on it would be read where it is not."""
+    nameless = []
+    for path in sorted([*(ROOT / "fastcurv").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]):
+        if path.name == "demo.py":  # a program, not a part of the library
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            is_torch = isinstance(node.func.value, ast.Name) and node.func.value.id in ("torch", "_alloc")
+            names = [keyword.arg for keyword in node.keywords]
+            if is_torch and node.func.attr in FACTORIES and not {"device", None} & set(names):
+                nameless.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not nameless

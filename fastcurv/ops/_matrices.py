@@ -182,8 +182,9 @@ def each(function: Callable[[Tensor, Tensor], int], matrices: list[Tensor], outs
         with torch.inference_mode(inference), torch.no_grad():
             info[order[k]] = function(matrices[order[k]], outs[order[k]])
 
-    if info.device.type == "cpu" and lone(matrices) is None:
-        _backend.native().on_threads(run, len(order))
+    native = _backend.native()
+    if native is not None and info.device.type == "cpu" and lone(matrices) is None:
+        native.on_threads(run, len(order))
     else:
         for k in range(len(order)):
             run(k)

@@ -138,8 +138,10 @@ def root_of(
     found, damping = found.index_select(0, numbers), damping.index_select(0, numbers)
     least = torch.stack([values[i].amin() for i in full]).double()
     mean = torch.stack([values[i].mean() for i in full]).double()
-    jitters = torch.tensor([0.0, *(10.0 ** (tries - 7) for tries in range(1, TRIES))], dtype=torch.float64)
-    shifts = damping[:, None] + mean[:, None] * jitters.to(mean.device)
+    jitters = torch.tensor(
+        [0.0, *(10.0 ** (tries - 7) for tries in range(1, TRIES))], dtype=torch.float64, device=mean.device
+    )
+    shifts = damping[:, None] + mean[:, None] * jitters
     finite = damping.to(vectors[0].dtype).isfinite()
     positive = (least[:, None] + shifts > 0) & (finite & (found == 0))[:, None]
     tries = positive.int().argmax(dim=1)

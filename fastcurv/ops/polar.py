@@ -63,7 +63,7 @@ def _by_gram(matrix: Tensor, out: Tensor) -> int:
     """The algorithm of csrc/cpu/polar.cpp in torch's products and decomposition, which large matrices are worth."""
     x, result = wide(matrix), wide(out)
     panels = [slice(begin, begin + PANEL) for begin in range(0, x.shape[1], PANEL)]
-    gram = torch.zeros(len(x), len(x), dtype=torch.float64)
+    gram = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     for panel in panels:
         part = x[None, :, panel].double()
         gram = symmetric_product(part, part, gram[None])[0]
@@ -93,7 +93,7 @@ def _by_gram(matrix: Tensor, out: Tensor) -> int:
 
 def _mending(rows: Tensor, loss: float) -> Tensor:
     """What to add to the identity for a factor that makes rows orthonormal which nearly are."""
-    unit = torch.eye(len(rows), dtype=rows.dtype)
+    unit = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     mending = unit
     while loss > ORTHONORMAL:
         step = 1.5 * unit - 0.5 * (rows @ rows.mT)
@@ -138,8 +138,8 @@ def _best_quintic(lower: float, upper: float) -> tuple[float, float, float]:
     q, r, error = (3 * lower + upper) / 4, (lower + 3 * upper) / 4, math.inf
     for _ in range(100):
         rows = [[x, x**3, x**5, sign] for x, sign in ((lower, 1), (q, -1), (r, 1), (upper, -1))]
-        system = torch.tensor(rows, dtype=torch.float64)
-        a, b, c, found = torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist()
+        system = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        a, b, c, found = torch.linalg.solve(system, torch.ones_like(system[0])).tolist()
         if abs(error - found) < 1e-15:
             break
         error = found

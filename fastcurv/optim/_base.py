@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastcurv import _alloc, _check, _library
-from fastcurv._chunks import Workspace
+from fastcurv._chunks import NO_ROWS, Workspace
 from fastcurv.ops._multi_tensor import MultiTensorOp
+from fastcurv.optim._anchors import Anchors
 
 
 @dataclass(slots=True)
@@ -63,6 +64,11 @@ def _identical(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(is_, a, b))
 
 
+def _tensor(value: Any) -> Tensor:
+    """A state entry of a checkpoint, which may be a number, as a tensor; it stays where it is."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _key(name: str) -> str:
     """The state key of one of the op's lists."""
     return name.removeprefix("row_").removesuffix("s")
@@ -78,6 +84,8 @@ class MultiTensorOptimizer(Optimizer):
     _op: MultiTensorOp[Any]
     # State that may be missing from a checkpoint: it then starts anew.
     _optional_keys: tuple[str, ...] = ()
+    # State that starts as a function of the parameter's values.
+    _anchored: str | None = None
     # GradScaler then hands over its scale and its overflow flag, which the kernel reads.
     _step_supports_amp_scaling = True
 
@@ -89,6 +97,7 @@ class MultiTensorOptimizer(Optimizer):
             raise ValueError(f"state_dtype: expected torch.float32, torch.bfloat16 or None, got {state_dtype!r}")
         self.backend = backend
         self.state_dtype = state_dtype
+        self._anchors = Anchors()
         self._forget()
         super().__init__(params, defaults)
 
@@ -119,10 +128,24 @@ class MultiTensorOptimizer(Optimizer):
     def _kind(self, key: str) -> str:
         return next(_check.kind(name) for name in self._op.lists if _key(name) == key)
 
+    def _is_for_op(self, group: dict[str, Any], param: Tensor) -> bool:
+        """Whether the op updates a parameter of a group; if not, the subclass does."""
+        return True
+
+    def _keys_of(self, group: dict[str, Any], param: Tensor) -> tuple[str | None, ...]:
+        """The state keys of a parameter."""
+        return self._keys(group)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as `torch.optim.Optimizer.add_param_group`; its hyper-parameters are checked first."""
-        group = {**self.defaults, **param_group}
-        self._op.check(self._arguments(group))
+        self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises unless the options of a group, which may come from a checkpoint, can be honoured."""
+        arguments = self._arguments(group)
+        self._op.check(arguments)
+        self._check_averages(arguments)
         if group.get("differentiable"):
             name = type(self).__name__
             instead = f"torch.optim.{name}(differentiable=True)" if hasattr(torch.optim, name) else "one of torch.optim"
@@ -130,7 +153,10 @@ class MultiTensorOptimizer(Optimizer):
                 "differentiable=True: the fused step writes its results by address, which autograd cannot follow. "
                 f"Use {instead} to differentiate through the optimizer"
             )
-        super().add_param_group(param_group)
+
+    def _check_averages(self, arguments: dict[str, Any]) -> None:
+        if self.state_dtype == torch.bfloat16:
+            _check.moves_in_bfloat16(arguments)
 
     def _forget(self) -> None:
         self._plans: dict[int, _Plan] = {}
@@ -198,17 +224,42 @@ class MultiTensorOptimizer(Optimizer):
             arguments = self._all_arguments(group, device, bucket.is_first_step)
             # Intervals are for the constructor: a scheduler may leave them by a rounding error.
             self._op.check(arguments, device, intervals=False)
-            calls.append(partial(self._op.launch, bucket.space, lists, self.backend, arguments))
+            self._check_averages(arguments)
+            calls.append(partial(self._launch, bucket, lists, arguments))
         return calls
+
+    def _launch(self, bucket: _Bucket, lists: Sequence[list[Tensor]], arguments: dict[str, Any]) -> None:
+        self._follow(bucket.params)
+        self._op.launch(bucket.space, lists, self.backend, arguments)
+        for param in bucket.params if self._anchors else ():
+            self._anchors.settle(param, self._has_moved(param))
+
+    def _follow(self, params: list[Tensor]) -> None:
+        for param in params if self._anchors and self._anchored else ():
+            self._anchors.follow(param, self.state[param][self._anchored], self._initial(self._anchored, param))
+
+    def _has_moved(self, param: Tensor) -> Tensor:
+        """Whether a parameter is not what it was when the state that is `_anchored` was made of it."""
+        assert self._anchored
+        return (self.state[param][self._anchored] != self._initial(self._anchored, param)).any()
+
+    def _anchor(self) -> None:
+        """Makes the state that is `_anchored` of the parameters as they are."""
+        for param, state in self.state.items():
+            if self._anchored in state:
+                state[self._anchored].copy_(self._initial(self._anchored, param))
+                self._anchors.watch(param)
 
     def _gather_anew(
         self, group: dict[str, Any], params: list[Tensor], keys: tuple[str | None, ...], plan: _Plan | None
     ) -> list[tuple[_Bucket, Sequence[list[Tensor]]]]:
         self._keep_state()
-        grads: list[Any] = [p.grad for p in params]
+        own = [self._is_for_op(group, p) for p in params]
+        grads: list[Any] = [p.grad if is_own else None for p, is_own in zip(params, own, strict=True)]
         known = {(bucket.is_first_step, *bucket.indices): bucket.space for bucket in plan.buckets} if plan else {}
-        buckets = self._buckets(params, grads, keys, self._first_step_differs(group), known)
-        without_grad = [p for p, g in zip(params, grads, strict=True) if g is None]
+        needs_whole = self._op.rows(self._arguments(group)) != NO_ROWS
+        buckets = self._buckets(params, grads, keys, self._first_step_differs(group), known, needs_whole)
+        without_grad = [p for p, g, is_own in zip(params, grads, own, strict=True) if is_own and g is None]
         self._plans[id(group)] = _Plan(list(params), without_grad, keys, buckets)
         self._known_states = list(self.state.values())
         return [(bucket, bucket.space.prepare(bucket.lists(grads, keys), bucket.indices)) for bucket in buckets]
@@ -220,6 +271,7 @@ class MultiTensorOptimizer(Optimizer):
         keys: Sequence[str | None],
         first_step_differs: bool,
         known: dict[tuple[int, ...], Workspace],
+        needs_whole: bool,
     ) -> list[_Bucket]:
         members: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         for i, param in enumerate(params):
@@ -228,6 +280,8 @@ class MultiTensorOptimizer(Optimizer):
                 members.setdefault((param.device, param.dtype, first), []).append(i)
         for indices in members.values():
             _check.parameters([params[i] for i in indices], [grads[i] for i in indices], indices)
+            for i in indices if needs_whole else ():
+                _check.whole(params[i], f"params[{i}]")
         for indices in members.values():
             for i in indices:
                 self._normalise(params[i], keys, i)
@@ -271,13 +325,15 @@ class MultiTensorOptimizer(Optimizer):
         keys = self._keys(group)
         members: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
         for param in group["params"]:
-            if param.grad is not None:
+            if param.grad is not None and self._is_for_op(group, param):
                 first = self._first_step_differs(group) and not self._started(param, keys)
                 members.setdefault((param.device, param.dtype, first), []).append(param)
         for (device, _, first), params in members.items():
             for param in params:
                 if not self._started(param, keys):
                     self._initialise(param, keys)
+            if self._anchors:
+                torch.compiler.disable(self._follow)(params)
             states = [self.state[param] for param in params]
             lists: list[Any] = [params, [param.grad for param in params]]
             lists += [[state[key] for state in states] if key else [] for key in keys]
@@ -307,6 +363,8 @@ class MultiTensorOptimizer(Optimizer):
         state = self.state[param]
         if state:
             self._verify(state, param, keys, f"params[{index}]")
+        if self._anchored and state.get(self._anchored) is None:
+            self._anchors.watch(param)
         self._initialise(param, keys)
         for key in filter(None, keys):
             if not self._fits(key, state[key], param):
@@ -326,7 +384,7 @@ class MultiTensorOptimizer(Optimizer):
         shape, dtype = _check.template(self._kind(key), param, self._dtype(param))
         if self._kind(key) in ("state", "exact"):
             return _alloc.empty_like(param, dtype=dtype).copy_(value)
-        copied: Tensor = torch.as_tensor(value).detach().to(param.device, dtype, copy=True)
+        copied = _tensor(value).detach().to(param.device, dtype, copy=True)
         return copied.reshape(shape).contiguous()
 
     def _verify(self, state: dict[str, Any], param: Tensor, keys: Sequence[str | None], where: str) -> None:
@@ -341,7 +399,7 @@ class MultiTensorOptimizer(Optimizer):
                     )
                 continue
             shape, _ = _check.template(self._kind(key), param, self._dtype(param))
-            value = torch.as_tensor(state[key])
+            value = _tensor(state[key])
             if value.layout is not torch.strided:
                 raise ValueError(f"state of {where}: expected a dense {key!r}, got layout {value.layout}")
             found = tuple(value.shape)
@@ -353,7 +411,8 @@ class MultiTensorOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plans, which hold addresses."""
-        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype}
+        own = ("backend", "state_dtype", "_anchors")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores an optimizer; also the end of torch's `load_state_dict`. Older checkpoints may lack options."""
@@ -396,15 +455,23 @@ class MultiTensorOptimizer(Optimizer):
             for index, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
                 # torch's SGD notes None where there is no momentum yet: the next step is then still the first.
                 state = {key: value for key, value in given["state"].get(number, {}).items() if value is not None}
-                for key in filter(None, self._keys(group)):
+                keys = self._keys_of(group, param)
+                for key in filter(None, keys):
                     if key in state:
                         self.state[param][key] = self._copy(key, state[key], param)
                 if state:
-                    self._normalise(param, self._keys(group), index)
+                    self._normalise(param, keys, index)
+                if self._anchored in state:
+                    self._anchors.forget(param)
 
     def _verify_all(self, state_dict: dict[str, Any]) -> None:
         for number, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            keys = self._keys({**group, **saved})
+            merged = {**group, **saved}
+            try:
+                self._check_group(merged)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"param_groups[{number}] of the checkpoint: {error}; nothing was loaded") from error
             for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
                 if state := state_dict["state"].get(key, {}):
-                    self._verify(state, param, keys, f"param_groups[{number}]['params'][{index}]")
+                    where = f"param_groups[{number}]['params'][{index}]"
+                    self._verify(state, param, self._keys_of(merged, param), where)

@@ -396,10 +396,9 @@ class Yogi(_AdamFamily):
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See `Adam`."""
-        _check.number("initial_accumulator", {**self.defaults, **param_group}["initial_accumulator"])
-        super().add_param_group(param_group)
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        _check.number("initial_accumulator", group["initial_accumulator"])
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)

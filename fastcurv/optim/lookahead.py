@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fastcurv import _alloc, _check
 from fastcurv._chunks import Workspace
 from fastcurv.ops import lookahead_
+from fastcurv.optim._anchors import Anchors
 from fastcurv.optim._wrapper import OptimizerWrapper
 
 
@@ -20,7 +21,9 @@ class Lookahead(OptimizerWrapper):
 
     The slow update is one fused kernel launch, or one parallel region, over all parameters of a device and dtype. Slow
     weights are copied from the parameters before the first step after construction (so that weights may be loaded in
-    between), and are float32 for half-precision parameters; parameters that do not require gradients are left alone.
+    between) and follow them until a step moves these, as the first step of distributed checkpoints does not. After
+    loading other weights in mid-training call `reset_slow_weights`. Slow weights are float32 for half-precision
+    parameters; parameters that do not require gradients are left alone.
 
     `param_groups` and `state` are those of the wrapped optimizer: schedulers and GradScaler take either. What Lookahead
     keeps is there too: `lookahead_slow_buffer` in the state of each parameter, `lookahead_k`, `lookahead_alpha` and
@@ -62,6 +65,7 @@ class Lookahead(OptimizerWrapper):
         self._options = {f"{self._name}_k": k, f"{self._name}_alpha": alpha, f"{self._name}_step": 0}
         # Of parameters whose state is still empty, which many optimizers take for the sign of a first step.
         self._waiting: dict[Tensor, Tensor] = {}
+        self._anchors = Anchors()
         super().__init__(optimizer)
 
     def _option(self, name: str) -> Any:
@@ -105,27 +109,50 @@ class Lookahead(OptimizerWrapper):
         """
         step, k = self._option("step") + 1, self.k
         _check.option(f"{self._name}_k", k, "int")
-        params = [
-            param
-            for group in self.param_groups
-            for param in group["params"]
-            # Nobody optimizes whole numbers; masks of infinities may be among what is frozen.
-            if (param.requires_grad or param.grad is not None) and (param.is_floating_point() or param.is_complex())
-        ]
+        params = self._params()
         waiting = dict(self._waiting)
         try:
             slow = [self._slow(param, f"params[{index}]") for index, param in enumerate(params)]
+            self._follow(params, slow)
             loss = self.optimizer.step(closure)
         except Exception:
             self._waiting = waiting
             raise
         self._set_options(step)
+        with torch.no_grad():
+            for param, weights in zip(params, slow, strict=True) if self._anchors else ():
+                self._anchors.settle(param, (weights != param).any())
         if step % k == 0:
             with torch.no_grad():
                 self._slow_step(params, slow)
         for param in [param for param in self._waiting if param.grad is not None]:
             self.state[param][self._key] = self._waiting.pop(param)
         return loss
+
+    def _params(self) -> list[Tensor]:
+        """The parameters that have slow weights."""
+        return [
+            param
+            for group in self.param_groups
+            for param in group["params"]
+            # Nobody optimizes whole numbers; masks of infinities may be among what is frozen.
+            if (param.requires_grad or param.grad is not None) and (param.is_floating_point() or param.is_complex())
+        ]
+
+    @torch.no_grad()
+    def _follow(self, params: list[Tensor], slow: list[Tensor]) -> None:
+        for param, weights in zip(params, slow, strict=True) if self._anchors else ():
+            self._anchors.follow(param, weights, _slow_copy(param, param))
+
+    @torch.no_grad()
+    def reset_slow_weights(self) -> None:
+        """Lets the slow weights start anew where the parameters are, as after loading other weights in mid-training.
+
+        Slow weights of a wrapped optimizer (Ranger, another Lookahead) are its own to reset.
+        """
+        for index, param in enumerate(self._params()):
+            self._slow(param, f"params[{index}]").copy_(param)
+            self._anchors.watch(param)
 
     @property
     def _key(self) -> str:
@@ -144,6 +171,8 @@ class Lookahead(OptimizerWrapper):
         changed = slow is not None and (slow.dtype, slow.device) != (dtype, param.device)
         if slow is None or changed or _check.layout(slow) != _check.layout(param):
             _check.parameters([param], None)
+            if slow is None:
+                self._anchors.watch(param)
             slow = _slow_copy(param if slow is None else slow, param)
             if self._key in state:
                 state[self._key] = slow
@@ -175,6 +204,7 @@ class Lookahead(OptimizerWrapper):
         self.optimizer.load_state_dict({**state_dict, "state": bare})
         for param, buffer in slow.items():
             self.state[param][self._key] = _slow_copy(buffer, param)
+            self._anchors.forget(param)
         self._set_options(self._option("step"))
         self._spaces.clear()
 
@@ -199,7 +229,7 @@ class Lookahead(OptimizerWrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no workspaces, which hold addresses."""
-        names = ("backend", "_name", "_options", "_waiting")
+        names = ("backend", "_name", "_options", "_waiting", "_anchors")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

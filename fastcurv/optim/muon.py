@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,18 @@ from torch.nn.parameter import is_lazy
 from fastcurv import _check
 from fastcurv.ops.newton_schulz import Coefficients
 from fastcurv.ops.orthogonalize import orthogonalize
-from fastcurv.optim._gradients import SWITCH, Reports, check_switch, keep_switches, names_of
+from fastcurv.optim._gradients import (
+    MATRIX,
+    SWITCH,
+    Reports,
+    by_matrices,
+    check_matrix,
+    check_switch,
+    keep,
+    names_of,
+    orthogonalized,
+    sides,
+)
 from fastcurv.optim.adam import Betas, _AdamFamily
 
 # How the learning rate grows with the shape (rows, columns) of a matrix.
@@ -23,18 +34,22 @@ ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
     # Liu et al. (2025), Moonlight: updates as large as AdamW's.
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    # Bernstein (2025): updates that change the output by as much as the input, in the norm of their entries.
+    "spectral_unclamped": lambda rows, columns: math.sqrt(rows / columns),
 }
 
 
 class Muon(_AdamFamily):
     """Muon: momentum, then its orthogonalisation by Newton-Schulz steps, then decoupled weight decay and the update.
 
-    Groups whose `orthogonal` is True are Muon's; the others, and tensors of fewer than two dimensions, are AdamW's, in
-    the same optimizer and step. `fastcurv.param_groups(model, skip_last_linear=True)` makes such groups; plain
-    parameters are split by their dimensions. Keywords, group options and the state key of Muon's own part are those of
-    `torch.optim.Muon`, which it differs from in: tensors of more than two dimensions are taken, flattened from dim 1
-    on; the momentum of 16-bit parameters is float32; Newton-Schulz steps are computed in float32 or better unless
-    `dtype` allows bfloat16; without Nesterov momentum the momentum is not overwritten (torch's is, in bfloat16).
+    Groups whose `orthogonal` is True are Muon's, and those where it is False are AdamW's, in the same optimizer and
+    step; in a group that does not say it, and so in plain parameters, tensors of two or more dimensions are Muon's.
+    `fastcurv.param_groups(model, skip_last_linear=True)` makes groups by layers. Groups stay as they are given, so that
+    schedulers see each once; those that cycle momentum cycle Muon's. Keywords, group options and the state key of
+    Muon's own part are those of `torch.optim.Muon`, which it differs from in: tensors of more than two dimensions are
+    taken, as `matrix` says; the momentum of 16-bit parameters is float32; Newton-Schulz steps are computed in float32
+    or better unless `dtype` allows bfloat16; without Nesterov momentum the momentum is not overwritten (torch's is, in
+    bfloat16).
 
     Args:
         params: Parameters, named parameters, or groups of them.
@@ -48,12 +63,14 @@ class Muon(_AdamFamily):
             newton_schulz.
         ns_steps: Number of the steps.
         adjust_lr_fn: `original` (also None): lr sqrt(max(1, rows / columns)); `match_rms_adamw`: 0.2 lr sqrt(max(rows,
-            columns)).
+            columns)); `spectral_unclamped`: lr sqrt(rows / columns).
         method: What orthogonalises: `newton_schulz`, `polar` or `gram_schmidt`.
         dtype: The least precise dtype the steps may be computed in, torch.float32 or torch.bfloat16.
-        adamw_lr: Learning rate of AdamW's part; None: `lr`.
-        adamw_betas: Its betas.
-        adamw_eps: Its eps, which its groups call `eps`.
+        adamw_lr: Learning rate of AdamW's part; None: `lr`. In groups that are not AdamW's alone it follows `lr` in
+            proportion, so that schedulers change both.
+        adamw_betas: Its betas, which groups call `betas`.
+        adamw_eps: Its eps, which groups of AdamW's alone call `eps`.
+        matrix: As of `OSGD`: `rows`, `columns` or `batch`, for groups that have no `matrix` of their own.
         maximize: Whether to ascend.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps momentum and moments of float32 parameters in bfloat16; None: float32.
@@ -61,7 +78,8 @@ class Muon(_AdamFamily):
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
 
-    Source: Jordan et al. (2024), Muon; Liu et al. (2025), equation 4, for `match_rms_adamw`.
+    Source: Jordan et al. (2024), Muon; Liu et al. (2025), equation 4, for `match_rms_adamw`; Bernstein (2025),
+    Deriving Muon, for `spectral_unclamped`.
 
     Example:
         >>> import fastcurv, torch
@@ -94,15 +112,22 @@ class Muon(_AdamFamily):
         adamw_lr: float | Tensor | None = None,
         adamw_betas: Betas = (0.9, 0.95),
         adamw_eps: float = 1e-8,
+        matrix: str | None = None,
         maximize: bool = False,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         self._orthogonalize: dict[str, Any] = {"method": method, "dtype": dtype, "backend": backend}
-        # What AdamW's groups say where they say nothing else.
-        self._adamw_defaults: dict[str, Any] = {"eps": adamw_eps}
+        # No defaults: schedulers that find betas among those cycle them, and not the momentum.
+        self._adamw: dict[str, Any] = {"betas": adamw_betas, "adamw_eps": adamw_eps, "adamw_lr_ratio": 1.0}
         if adamw_lr is not None:
-            self._adamw_defaults["lr"] = adamw_lr
+            _check.number("adamw_lr", adamw_lr)
+            _check.number("lr", lr)
+            if not lr > 0:
+                raise ValueError(f"lr: expected a value above zero beside adamw_lr, which follows it, got {lr}")
+            self._adamw["adamw_lr_ratio"] = float(adamw_lr) / float(lr)
+        # What groups of AdamW's alone say where they say nothing else.
+        self._adamw_alone: dict[str, Any] = {"eps": adamw_eps} | ({} if adamw_lr is None else {"lr": adamw_lr})
         self._reports = Reports()
         defaults = {
             "lr": lr,
@@ -115,48 +140,46 @@ class Muon(_AdamFamily):
             "adjust_lr_fn": adjust_lr_fn,
             "maximize": maximize,
             SWITCH: None,
+            MATRIX: matrix,
             # Of AdamW's part.
-            "betas": adamw_betas,
             "decoupled_weight_decay": True,
         }
-        # Also where there are no groups of the kind.
-        self._check_matrices(defaults)
-        self._op.check(self._arguments(defaults | self._adamw_defaults))
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
+        self._check_group(defaults | self._adamw)  # of both parts, whatever groups there are
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, or, where it does not say whether it is orthogonalised, the two that its parameters make."""
-        groups = [param_group]
-        if param_group.get(SWITCH) is None:
-            params = param_group["params"]
-            # torch refuses sets.
-            params = [params] if isinstance(params, (Tensor, set)) else list(params)
-            split = {switch: [p for p in params if _is_matrix(p) is switch] for switch in (True, False)}
-            groups = [{**param_group, "params": some, SWITCH: switch} for switch, some in split.items() if some]
-            groups = groups or [{**param_group, "params": [], SWITCH: True}]
-        before = len(self.param_groups)
-        try:
-            for group in groups:
-                self._add(group)
-        except Exception:
-            del self.param_groups[before:]
-            raise
-
-    def _add(self, param_group: dict[str, Any]) -> None:
-        check_switch(param_group)
-        if param_group[SWITCH]:
-            self._check_matrices({**self.defaults, **param_group})
-        else:
-            for name, value in self._adamw_defaults.items():
-                param_group.setdefault(name, value)
+        """Adds a group; where it does not say whether it is `orthogonal`, the dimensions of each parameter decide."""
+        is_adamw = param_group.get(SWITCH) is False
+        for name, value in (
+            {**self._adamw_alone, **self._adamw, "adamw_lr_ratio": 1.0} if is_adamw else self._adamw
+        ).items():
+            param_group.setdefault(name, value)
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
         flat = [i for i, p in enumerate(params) if not is_lazy(p) and p.dim() < 2] if param_group[SWITCH] else []
         if flat:
+            del self.param_groups[-1]
             raise ValueError(
                 f"params[{flat[0]}]: expected two dimensions or more in a group with orthogonal=True, got shape "
                 f"{tuple(params[flat[0]].shape)}; give it to a group with orthogonal=False, which AdamW updates"
             )
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if group[SWITCH] is not None:
+            check_switch(group)
+        check_matrix(group[MATRIX])
+        if group[SWITCH] is not False:
+            self._check_matrices(group)
+        if group[SWITCH] is not True:
+            super()._check_group(group)
+
+    def _is_for_op(self, group: dict[str, Any], param: Tensor) -> bool:
+        return not group[SWITCH] if group[SWITCH] is not None else param.dim() < 2
+
+    def _arguments(self, group: dict[str, Any]) -> dict[str, Any]:
+        alone, ratio = group[SWITCH] is False, group["adamw_lr_ratio"]
+        own = {"eps": group["eps" if alone else "adamw_eps"], "lr": group["lr"] if ratio == 1 else group["lr"] * ratio}
+        return super()._arguments({**group, **own})
 
     def _check_matrices(self, group: dict[str, Any], device: torch.device | None = None) -> None:
         """Raises unless the options of a group of Muon's can be honoured; on a device, in a step."""
@@ -168,6 +191,7 @@ class Muon(_AdamFamily):
             raise ValueError(f"momentum: expected a value in [0, 1), got {group['momentum']}")
         for name in ("nesterov", "maximize"):
             _check.option(name, group[name], "bool")
+        self._check_averages({"momentum": group["momentum"]})
         if group["adjust_lr_fn"] not in (None, *ADJUSTMENTS):
             known = ", ".join(ADJUSTMENTS)
             raise ValueError(f"adjust_lr_fn: expected one of {known}, or None, got {group['adjust_lr_fn']!r}")
@@ -180,39 +204,46 @@ class Muon(_AdamFamily):
     def _options(self, group: dict[str, Any]) -> dict[str, Any]:
         """Those of `orthogonalize` for a group."""
         coefficients = group["ns_coefficients"]
-        if isinstance(coefficients, tuple):  # as torch has it: those of every step
-            coefficients = [coefficients]
+        if (
+            isinstance(coefficients, (tuple, list))
+            and len(coefficients) == 3
+            and not isinstance(coefficients[0], Iterable)
+        ):
+            coefficients = [tuple(coefficients)]  # as torch has it: those of every step
         ours = {"coefficients": coefficients, "steps": group["ns_steps"], "eps": group["eps"]}
         return self._orthogonalize | ours
 
-    def _keys(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("momentum_buffer",) if group[SWITCH] else super()._keys(group)
+    def _keys_of(self, group: dict[str, Any], param: Tensor) -> tuple[str | None, ...]:
+        return self._keys(group) if self._is_for_op(group, param) else ("momentum_buffer",)
 
     def _kind(self, key: str) -> str:
         return "state" if key == "momentum_buffer" else super()._kind(key)
 
     def _step(self) -> None:
         self._reports.warn()
+        self._reports.warn_of_stacks(self.param_groups)
         super()._step()
 
     def _prepare(self, group: dict[str, Any]) -> list[partial[None]]:
-        if not group[SWITCH]:
-            return super()._prepare(group)
+        calls = super()._prepare(group) if group[SWITCH] is not True else []
+        if group[SWITCH] is False:
+            return calls
         self._keep_state()
-        return self._updates(group)
+        return calls + self._updates(group)
 
     def _trace(self, group: dict[str, Any]) -> None:
-        if not group[SWITCH]:
-            super()._trace(group)
-            return
+        super()._trace(group)
         for update in self._updates(group):
             update()
 
     def _updates(self, group: dict[str, Any]) -> list[partial[None]]:
         """What a step does to the parameters of a group of Muon's; nothing is written yet but state that is new."""
         members: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, param in enumerate(group["params"]):
-            if param.grad is not None:
+        for index, param in enumerate(group["params"] if group[SWITCH] is not False else ()):
+            if param.grad is None:
+                continue
+            _check.whole(param, f"params[{index}]")
+            if not self._is_for_op(group, param):
                 members.setdefault((param.device, param.dtype), []).append(index)
         updates: list[partial[None]] = []
         number = next(i for i, other in enumerate(self.param_groups) if other is group)
@@ -221,15 +252,17 @@ class Muon(_AdamFamily):
             params = [group["params"][i] for i in indices]
             _check.parameters(params, [p.grad for p in params], indices)
             for index, param in zip(indices, params, strict=True):
-                self._normalise(param, self._keys(group), index)
-            momenta, directions, info = self._directions(params, group)
-            self._reports.add(info, [names_of(number, index, group).layer for index in indices])
-            rows = zip(params, momenta, directions, info, strict=True)
-            updates += [partial(self._update, group, *row) for row in rows]
+                self._normalise(param, ("momentum_buffer",), index)
+            names = [names_of(number, index, group) for index in indices]
+            momenta, ahead = self._momenta(params, group)
+            run = partial(orthogonalized, self._options(group))
+            directions = by_matrices(ahead, [group[MATRIX]] * len(ahead), names, run, self._reports)
+            rows = zip(params, momenta, directions, strict=True)
+            updates += [partial(self._update, group, param, momentum, *found) for param, momentum, found in rows]
         return updates
 
-    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The next momenta of some parameters, their orthogonalised versions, and what `info` said of them."""
+    def _momenta(self, params: list[Tensor], group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """The next momenta of some parameters, and what of them is orthogonalised."""
         _, dtype = _check.template("exact", params[0], params[0].dtype)
         momentum: Any = _exact(group["momentum"])
         before = [self.state[param]["momentum_buffer"].to(dtype) for param in params]
@@ -237,45 +270,29 @@ class Muon(_AdamFamily):
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
         after = list(torch._foreach_lerp(before, grads, 1 - momentum))
-        ahead = list(torch._foreach_lerp(grads, after, momentum)) if group["nesterov"] else after
-        info = torch.zeros(len(params), dtype=torch.int32, device=params[0].device)
-        return after, orthogonalize(ahead, info=info, **self._options(group)), info
+        return after, list(torch._foreach_lerp(grads, after, momentum)) if group["nesterov"] else after
 
     def _update(self, group: dict[str, Any], param: Tensor, momentum: Tensor, direction: Tensor, info: Tensor) -> None:
         buffer = self.state[param]["momentum_buffer"]
-        # A layer that is not finite keeps its momentum as it was.
+        # A matrix that is not finite keeps its momentum as it was.
         buffer.copy_(torch.where(info < 0, buffer, momentum))
-        adjust = ADJUSTMENTS[group["adjust_lr_fn"] or "original"]
         lr = _exact(group["lr"])
-        rate = lr * adjust(len(param), max(1, param[:1].numel()))
+        rate = lr * ADJUSTMENTS[group["adjust_lr_fn"] or "original"](*sides(param, group[MATRIX]))
         # In the dtype of the arithmetic, rounded once.
         param.copy_(param.to(direction.dtype) * (1 - lr * _exact(group["weight_decay"])) - rate * direction)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        own = ("_orthogonalize", "_adamw_defaults", "_reports")
+        own = ("_orthogonalize", "_adamw", "_adamw_alone", "_reports")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores an optimizer; also the end of torch's `load_state_dict`. Older checkpoints may lack options."""
-        keep_switches(self.__dict__.get("param_groups", []), state.get("param_groups", []))
-        for group in state.get("param_groups", []):
-            for name, value in ({**self.__dict__, **state}["_adamw_defaults"] if not group[SWITCH] else {}).items():
-                group.setdefault(name, value)
+        groups = state.get("param_groups", [])
+        keep(self.__dict__.get("param_groups", []), groups, (SWITCH, MATRIX, *{**self.__dict__, **state}["_adamw"]))
         super().__setstate__(state)
 
 
 def _exact(number: float | Tensor) -> float | Tensor:
     """A hyper-parameter as a number of float64, so that products with it are not rounded before."""
     return number.double().reshape(()) if isinstance(number, Tensor) else number
-
-
-def _is_matrix(param: Any) -> bool:
-    """Whether a parameter, or named parameter, has two dimensions; what is none is left to torch to refuse."""
-    tensor = param[1] if isinstance(param, tuple) and len(param) == 2 else param
-    if isinstance(tensor, Tensor) and is_lazy(tensor):
-        raise ValueError(
-            "params: expected initialized parameters, got a lazy one, which has no dimensions yet; run the model once "
-            "before, or give groups that say what is orthogonal, as fastcurv.param_groups does"
-        )
-    return not isinstance(tensor, Tensor) or tensor.dim() > 1

@@ -46,6 +46,7 @@ class Nero(MultiTensorOptimizer):
     """
 
     _op = nero_
+    _anchored = "scale"
     # False while torch's constructor adds groups, of which a later one may be wrong.
     _is_made = True
 
@@ -90,6 +91,15 @@ class Nero(MultiTensorOptimizer):
                 projected.append(param)
         for param in projected:
             param.copy_(_projected(_neurons(param), param.dtype).view(param.shape))
+
+    @torch.no_grad()
+    def reset_scales(self) -> None:
+        """Takes the typical norm of each tensor's neurons anew, as after loading other weights in mid-training."""
+        self._anchor()
+
+    def _has_moved(self, param: Tensor) -> Tensor:
+        # Turned neurons keep their norms: what has seen no gradient has not turned.
+        return self.state[param]["exp_avg_sq"].any()
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)

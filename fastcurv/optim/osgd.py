@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from fastcurv.ops.newton_schulz import Coefficients
-from fastcurv.optim._gradients import SWITCH, Orthogonalisation, check_options, check_switch, keep_switches
+from fastcurv.optim._gradients import SWITCH, Orthogonalisation, check_options, check_switch, keep
 from fastcurv.optim.sgd import SGD
 
 
 class OSGD(SGD):
     """Orthogonal-SGDM: each layer's gradient is orthogonalised, then come weight decay and momentum, as in SGD.
 
-    A row is a filter or neuron: a gradient of more than two dimensions is flattened from dim 1 on. The size of a
-    gradient is discarded: the update of a layer of m x n has norm sqrt(min(m, n)) times the learning rate. Given plain
-    parameters, every tensor of two or more dimensions is orthogonalised, embeddings too; `fastcurv.param_groups` tells
-    layers apart. `p.grad` itself is not changed.
+    A row is a filter or neuron: a gradient of more than two dimensions is flattened from dim 1 on, unless its group
+    says `matrix="batch"`, for stacks of matrices such as experts. The size of a gradient is discarded: the update of a
+    layer of m x n has norm sqrt(min(m, n)) times the learning rate. Given plain parameters, every tensor of two or more
+    dimensions is orthogonalised, embeddings too; `fastcurv.param_groups` tells layers apart. `p.grad` itself is not
+    changed.
 
     *Clipping*: `torch.nn.utils.clip_grad_norm_` before the step has no effect on what is orthogonalised, only on the
     rest; `max_norm` clips what comes out, all parameters together. *Accumulation and DDP*: gradients are orthogonalised
@@ -37,6 +38,10 @@ class OSGD(SGD):
         steps: Of newton_schulz.
         dtype: Of newton_schulz.
         orthogonal: Whether groups that do not say so are orthogonalised.
+        matrix: What matrices tensors are, in groups that do not say so themselves. `rows`: slices along dim 0 are rows,
+            flattened (filters, neurons). `columns`: slices along dim 1 are columns (transposed weights). `batch`: the
+            last two dimensions are a matrix, of which those before count many (experts). None: `rows`, with a warning
+            where there are three dimensions.
         normalize: The thesis's controls in place of orthogonalisation: `layer` (N-SGDM) or `component` (CN-SGDM).
         max_norm: Norm to which all gradients together are clipped after orthogonalisation; None: they are not.
         maximize: Whether to ascend.
@@ -78,6 +83,7 @@ class OSGD(SGD):
         steps: int | None = None,
         dtype: torch.dtype = torch.float32,
         orthogonal: bool = True,
+        matrix: str | None = None,
         normalize: str | None = None,
         max_norm: float | None = None,
         maximize: bool = False,
@@ -87,6 +93,7 @@ class OSGD(SGD):
         self._orthogonalisation = Orthogonalisation(
             normalize,
             max_norm,
+            matrix,
             method=method,
             rank_policy=rank_policy,
             coefficients=coefficients,
@@ -108,15 +115,18 @@ class OSGD(SGD):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group; its `orthogonal` says whether its matrices are orthogonalised."""
+        """Adds a group; its `orthogonal` says whether its matrices are orthogonalised, `matrix` which those are."""
         param_group.setdefault(SWITCH, self._orthogonal)
-        check_switch(param_group)
-        check_options(param_group, self._orthogonalisation)
         super().add_param_group(param_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_switch(group)
+        check_options(group, self._orthogonalisation)
+        super()._check_group(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See `MultiTensorOptimizer`; a checkpoint of SGD does not say what is orthogonalised: that stays as it is."""
-        keep_switches(self.__dict__.get("param_groups", []), state.get("param_groups", []))
+        keep(self.__dict__.get("param_groups", []), state.get("param_groups", []))
         super().__setstate__(state)
 
     def _step(self) -> None:

@@ -58,6 +58,7 @@ class Ranger(MultiTensorOptimizer):
 
     _op = ranger_
     _optional_keys = ("slow_buffer",)
+    _anchored = "slow_buffer"
 
     def __init__(
         self,
@@ -92,12 +93,10 @@ class Ranger(MultiTensorOptimizer):
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See `MultiTensorOptimizer.add_param_group`."""
-        group = {**self.defaults, **param_group}
+    def _check_group(self, group: dict[str, Any]) -> None:
         if group["compat"] not in VERSIONS:
             raise ValueError(f"compat: expected one of {', '.join(VERSIONS)}, got {group['compat']!r}")
-        super().add_param_group(param_group)
+        super()._check_group(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the threshold from where checkpoints of the published implementation have it, spelled so."""
@@ -105,6 +104,11 @@ class Ranger(MultiTensorOptimizer):
             if "N_sma_threshhold" in group:
                 group.setdefault("n_sma_threshold", group.pop("N_sma_threshhold"))
         super().__setstate__(state)
+
+    @torch.no_grad()
+    def reset_slow_weights(self) -> None:
+        """Lets the slow weights start anew where the parameters are, as after loading other weights in mid-training."""
+        self._anchor()
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)

@@ -80,12 +80,10 @@ class SGD(MultiTensorOptimizer):
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See `MultiTensorOptimizer.add_param_group`."""
-        group = {**self.defaults, **param_group}
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov=True: expected a momentum above zero and no dampening, as in torch.optim.SGD")
-        super().add_param_group(param_group)
 
     def _unused(self, group: dict[str, Any]) -> tuple[str, ...]:
         return () if group["momentum"] != 0 else ("momentum_buffer",)

@@ -1,0 +1,43 @@
+"""Every op and optimizer runs whatever torch's default device is, and gives the same bits."""
+
+import itertools
+
+import digests
+import pytest
+import torch
+from cases import OPTIONS
+
+# Triton's interpreter takes seconds for what is not small.
+SLOW = ("triton", "emulator", "cuda_host", "products")
+
+
+def is_chosen(name):
+    op, *words = name.split()
+    is_few = op not in OPTIONS or words[0] in (next(iter(OPTIONS[op])), list(OPTIONS[op])[-1])
+    if words[-1] in SLOW:
+        return words[-1] == "triton" and op in OPTIONS and is_few and "float32" in words
+    return is_few and not {"float16", "torch.float16", "float64"} & set(words)
+
+
+CALLS = {name: call for name, call in digests.calls() if is_chosen(name)}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_default_device_changes_nothing(name):
+    expected = digests.digest(CALLS[name]())
+    with torch.device("meta"):
+        found = list(CALLS[name]())
+    assert digests.digest(found) == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_set_default_device_changes_nothing():
+    calls = list(itertools.islice(digests.optimizers(["cpp"]), 0, None, 4))
+    expected = [digests.digest(call()) for _, call in calls]
+    torch.set_default_device("meta")
+    try:
+        found = [list(call()) for _, call in calls]
+    finally:
+        torch.set_default_device(None)
+    assert [digests.digest(tensors) for tensors in found] == expected
