@@ -78,8 +78,8 @@ class MultiTensorOptimizer(Optimizer):
     _op: MultiTensorOp[Any]
     # State that may be missing from a checkpoint: it then starts anew.
     _optional_keys: tuple[str, ...] = ()
-    # GradScaler then hands over its scale and its overflow flag, which the kernel reads.
-    _step_supports_amp_scaling = True
+    # Where true, GradScaler hands its scale and overflow flag to the kernel. Clients of torch refuse clipping then.
+    _step_supports_amp_scaling = False
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], *, backend: str | None, state_dtype: torch.dtype | None
@@ -89,6 +89,8 @@ class MultiTensorOptimizer(Optimizer):
             raise ValueError(f"state_dtype: expected torch.float32, torch.bfloat16 or None, got {state_dtype!r}")
         self.backend = backend
         self.state_dtype = state_dtype
+        if defaults.get("fused"):  # the constructor's, not a group's, as in torch
+            self._step_supports_amp_scaling = True
         self._forget()
         super().__init__(params, defaults)
 
@@ -353,7 +355,8 @@ class MultiTensorOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plans, which hold addresses."""
-        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype}
+        own = ("backend", "state_dtype", "_step_supports_amp_scaling")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores an optimizer; also the end of torch's `load_state_dict`. Older checkpoints may lack options."""
