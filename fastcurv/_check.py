@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,24 @@ def is_plain(tensor: Tensor) -> bool:
 def is_addressable(value: object) -> bool:
     """Whether `data_ptr` means something for a value."""
     return isinstance(value, Tensor) and is_plain(value) and value.layout is torch.strided
+
+
+def tensors(values: object, name: str, hint: str) -> list[Any]:
+    """What was given as a list; what is in it is not looked at.
+
+    Args:
+        values: What was given.
+        name: What the argument is called.
+        hint: What to do with one tensor.
+
+    Raises:
+        TypeError: If that is one tensor, or nothing to iterate over.
+    """
+    if isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a list of tensors, got a tensor; {hint}")
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a list of tensors, got {type(values).__name__}")
+    return list(values)
 
 
 def dense_tensor(value: object, where: str) -> None:
