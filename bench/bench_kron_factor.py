@@ -50,8 +50,9 @@ class Inputs:
     def rows(self, x: Tensor, number: int) -> Tensor:
         """The samples of an input, as torch would have them."""
         if self.patches:
-            p = self.patches[number]
-            x = unfold(x, p.kernel_size, p.dilation, p.padding, p.stride).mT.flatten(0, 1)
+            eight = self.patches[number].numbers()
+            kernel, stride, padding, dilation = (tuple(eight[k : k + 2]) for k in range(0, 8, 2))
+            x = unfold(x, kernel, dilation, padding, stride).mT.flatten(0, 1)
         return torch.cat([x, x.new_ones(len(x), 1)], dim=1) if self.has_ones else x
 
     def by_ours(self, factors: list[Tensor], inputs: list[Tensor], backend: str) -> object:

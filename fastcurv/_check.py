@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,24 @@ def moves_in_bfloat16(arguments: Mapping[str, object]) -> None:
                 f"{float(value)}: an average that loses less than 2^-8 of itself in a step is rounded back to where "  # type: ignore[arg-type]
                 f"it was, and never falls. Lower {name} (0.95 is usual for large models), or leave state_dtype out"
             )
+
+
+def tensors(values: object, name: str, hint: str) -> list[Any]:
+    """What was given as a list; what is in it is not looked at.
+
+    Args:
+        values: What was given.
+        name: What the argument is called.
+        hint: What to do with one tensor.
+
+    Raises:
+        TypeError: If that is one tensor, or nothing to iterate over.
+    """
+    if isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a list of tensors, got a tensor; {hint}")
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a list of tensors, got {type(values).__name__}")
+    return list(values)
 
 
 def dense_tensor(value: object, where: str) -> None:

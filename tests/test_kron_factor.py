@@ -266,7 +266,7 @@ def arguments(**change):
     ({"inputs": [torch.ones(4, 3), torch.ones(5, 2).double()]}, ValueError, r"inputs\[1\]: expected torch.float32 on cpu like"),
     ({"inputs": [torch.ones(4, 3), torch.ones(0, 2)]}, ValueError, r"inputs\[1\]: expected one sample or more"),
     ({"inputs": [torch.ones(4, 3), torch.ones(5, 2).to_sparse()]}, ValueError, r"inputs\[1\]: expected a dense tensor"),
-    ({"patches": [None]}, ValueError, "inputs: expected 1 tensors, one for each of patches, got 2"),
+    ({"patches": [None]}, ValueError, "patches: expected 2 entries, one for each of inputs, got 1"),
     ({"patches": [None, Patches(1)]}, ValueError, r"inputs\[1\]: expected four dimensions"),
     ({"others": [torch.ones(4, 3)]}, ValueError, "others: expected 2 tensors"),
     ({"others": [torch.ones(4, 3), torch.ones(6, 2)]}, ValueError, r"others\[1\]: expected 5 samples like inputs\[1\], got 6"),
@@ -292,7 +292,7 @@ def test_fake_and_meta_tensors():
 
 
 def test_a_kernel_that_does_not_fit_and_a_factor_that_is_there_twice():
-    with pytest.raises(ValueError, match="patches: expected a kernel that fits into padded images of 4 x 4"):
+    with pytest.raises(ValueError, match=r"patches\[0\]: expected a kernel that fits into padded images of 4 x 4"):
         kron_factor_([torch.eye(25)], [torch.ones(1, 1, 4, 4)], patches=[Patches(5)])
     memory = torch.zeros(12)
     for twice in ([memory[:9].view(3, 3)] * 2, [memory[3:].view(3, 3), memory[:9].view(3, 3)]):

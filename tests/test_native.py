@@ -1,5 +1,6 @@
 """Facts about the native extension: one OpenMP runtime, the GIL, the fallback, the clones, no torch in the binary."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -28,8 +29,6 @@ torch.save([run(make_case(op, dtype=d, device=CPU, **options_of(op, name, CPU)),
 
 
 def child(code, *arguments, **environment):
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment}, check=True, capture_output=True, text=True, cwd="/",
@@ -174,3 +173,39 @@ def test_backends_table():
         (op, b) for op in _backend.OPS + _backend.MATRIX_OPS + _backend.KRON_OPS for b in _backend.BACKENDS
     }
     assert all(bool(r.reason) != r.available for r in rows)
+
+
+FORK = """
+import os, time, torch, fastcurv
+from fastcurv.ops import kron_factor_, orthogonalize
+
+def results():
+    x = torch.linspace(-1, 1, 400_000).view(2000, 200)
+    factor, p = torch.zeros(200, 200), torch.nn.Parameter(x.clone())
+    kron_factor_([factor], [x], backend="cpp")
+    p.grad = x.clone()
+    fastcurv.Adam([p], backend="cpp").step()
+    return [factor, p.detach(), *orthogonalize([x[:100], x[100:300]], backend="cpp")]
+
+torch.set_num_threads(1)
+before = results()
+torch.set_num_threads(2)
+results()
+if not (pid := os.fork()):
+    torch.set_num_threads(1)
+    os._exit(0 if all(map(torch.equal, results(), before)) else 1)
+deadline = time.monotonic() + 60
+while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+    if time.monotonic() > deadline:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        raise SystemExit("the child hangs")
+    time.sleep(0.01)
+print(os.waitstatus_to_exitcode(done[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_kernels_run_in_a_forked_child_with_one_thread():
+    """Threads do not survive fork: without set_num_threads(1), torch's own parallel kernels hang there too."""
+    assert child(FORK, OMP_NUM_THREADS="2") == "0\n"

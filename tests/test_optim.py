@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import DEVICE, bits
+from cases import DEVICE
 from torch import nn
 from training import (
     OURS,
@@ -300,39 +300,6 @@ def test_state_that_was_replaced_between_two_steps(name):
         del a.state[p[0]][next(iter(a.state[p[0]]))]
         with pytest.raises(ValueError, match=r"state of params\[0\]: expected a key"):
             a.step()
-
-
-@every_optimizer
-@pytest.mark.parametrize("clip", [False, True])
-def test_grad_scaler_with_and_without_unscaling(name, clip):
-    """As without a scaler, but for the step that overflows, which is as if it had not been."""
-    scaled, plain = network(torch.float32), network(torch.float32)
-    a, b = make(name, scaled.parameters()), make(name, plain.parameters())
-    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10, growth_interval=2)
-    # SGD with dampening says so in its documentation: a first step that overflows counts as the first.
-    overflows = (4,) if name == "SGD" else (0, 4)
-    for step in range(7):
-        set_grads(scaled.parameters(), step)
-        set_grads(plain.parameters(), step)
-        for p in scaled.parameters():
-            p.grad *= scaler.scale(torch.ones((), device=DEVICE))
-            if step in overflows:
-                p.grad.view(-1)[0] = float("inf")
-        if clip:
-            scaler.unscale_(a)
-            for net in (scaled, plain):
-                if step not in overflows:
-                    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        grads = [(p.grad, p.grad.clone()) for p in scaled.parameters()]
-        unscaled = scaler.get_scale() if name in WHOLE and not clip else 1.0
-        scaler.step(a)
-        scaler.update()
-        if step not in overflows:
-            b.step()
-            for p, (grad, before) in zip(scaled.parameters(), grads, strict=True):
-                assert p.grad is grad and torch.equal(bits(grad), bits(before / unscaled))
-    assert_same_weights(scaled.parameters(), plain.parameters())  # the scales are powers of two
-    assert all(s["step"] == 7 - len(overflows) for s in a.state.values() if "step" in s)
 
 
 @every_optimizer

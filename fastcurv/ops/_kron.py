@@ -30,9 +30,7 @@ def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Te
     Raises:
         TypeError, ValueError: Naming argument and index, what was expected and what was found.
     """
-    if isinstance(matrices, Tensor):
-        raise TypeError(f"{name}: expected a list of tensors, got a tensor; for one matrix, give [matrix]")
-    matrices = list(matrices)
+    matrices = listed(matrices, name)
     if like is not None and len(matrices) != len(like):
         raise ValueError(f"{name}: expected {len(like)} tensors, one for each of factors, got {len(matrices)}")
     if like is None and _are_square(matrices):
@@ -58,6 +56,11 @@ def factors(matrices: Sequence[Tensor], name: str = "factors", like: Sequence[Te
                 f"{where}: expected shape {tuple(model.shape)} like factors[{i}], got {tuple(matrix.shape)}"
             )
     return [matrix.resolve_neg().contiguous() for matrix in matrices]
+
+
+def listed(matrices: object, name: str = "factors") -> list[Any]:
+    """See `fastcurv._check.tensors`."""
+    return _check.tensors(matrices, name, "for one matrix, give [matrix]")
 
 
 def _are_square(matrices: list[Any]) -> bool:

@@ -15,7 +15,7 @@ from fastcurv import _alloc, _backend, _check
 NOT_FINITE = -2
 
 
-def check(matrices: Sequence[Tensor], info: Tensor | None) -> None:
+def check(matrices: Sequence[Tensor]) -> None:
     """Checks a list of matrices, or of tensors that are flattened from dim 1 on.
 
     Raises:
@@ -34,6 +34,10 @@ def check(matrices: Sequence[Tensor], info: Tensor | None) -> None:
                 f"{where}: expected {matrices[0].dtype} on {matrices[0].device} like matrices[0], got {matrix.dtype} "
                 f"on {matrix.device}; one call takes one dtype and device"
             )
+
+
+def check_info(matrices: Sequence[Tensor], info: Tensor | None) -> None:
+    """Checks where the ops on a list of matrices are to write what they found; ValueError if they cannot."""
     if info is None:
         return
     if not isinstance(info, Tensor) or info.dtype != torch.int32 or info.numel() != len(matrices):

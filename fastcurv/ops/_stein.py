@@ -67,7 +67,7 @@ def stein(a: Tensor | float, b: Tensor | float, c: Tensor, d: Tensor, sign: int 
         tensor([[1., 2.],
                 [3., 4.]])
     """
-    if sign not in (1, -1):
+    if isinstance(sign, Tensor) or sign not in (1, -1):
         raise ValueError(f"sign: expected 1 or -1, got {sign!r}")
     (c,) = _kron.factors([c], "c")
     (d,) = _kron.factors([d], "d")

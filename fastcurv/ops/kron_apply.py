@@ -74,6 +74,7 @@ def kron_apply(
         >>> products, info
         (tensor([[10.5000, 26.2500]], dtype=torch.float64), tensor([0], dtype=torch.int32))
     """
+    _backend.check(backend)
     layers = _read(grads, lefts, rights, inputs)
     if _library.must_dispatch([g for g in layers.grads if isinstance(g, Tensor)]):
         # torch.ops has no types.
@@ -108,6 +109,8 @@ def _read(
     for name, tensors in (("grads", grads), ("lefts", lefts), ("rights", rights), ("inputs", inputs)):
         if isinstance(tensors, (Tensor, Stein)):
             raise TypeError(f"{name}: expected a list, got one {type(tensors).__name__}; for one layer, give [it]")
+        if not isinstance(tensors, Sequence) and (tensors is not None or name in ("grads", "lefts")):
+            raise TypeError(f"{name}: expected a list, got {type(tensors).__name__}")
     if any(isinstance(left, Stein) for left in lefts) or (rights is None and not len(lefts)):
         if rights is not None or inputs is not None:
             raise ValueError("lefts: expected tensors where rights or inputs are given, got Steins")

@@ -60,7 +60,7 @@ def kron_eigh(factors: Sequence[Tensor]) -> Eigen:
         >>> kron_inverse(eigen, damping=1.0, method="eigh")[0][0].diagonal()
         tensor([0.2500, 0.5000])
     """
-    factors = list(factors) if not isinstance(factors, Tensor) else factors
+    factors = _kron.listed(factors)
     must_dispatch = _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)])
     outs, info = (_dispatch if must_dispatch else _decomposed)(factors)
     return Eigen([out[0] for out in outs], [out[1:] for out in outs], info)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastcurv import _alloc, _backend, _check, _library
 from fastcurv.ops import _kron
 
-_Pair = int | tuple[int, int]
+# Kernels count the sides of padded images in 32 bits, and samples in 64.
+_MOST = 2**31 - 1
+_Pair = int | tuple[int, ...] | list[int]
 
 
 class Patches(NamedTuple):
@@ -23,18 +27,62 @@ class Patches(NamedTuple):
     Attributes:
         kernel_size: Height and width, or one number for both; so for the others.
         stride: Of the kernel.
-        padding: With zeros.
+        padding: With zeros; or, as in `torch.nn.Conv2d`, "valid" for none, or "same" for as many positions as the
+            images have, with stride 1.
         dilation: Of the kernel.
     """
 
     kernel_size: _Pair
     stride: _Pair = 1
-    padding: _Pair = 0
+    padding: _Pair | str = 0
     dilation: _Pair = 1
 
-    def numbers(self) -> list[int]:
-        """All eight."""
-        return [n for value in self for n in (value if isinstance(value, tuple) else (value, value))]
+    def numbers(self, where: str = "patches") -> list[int]:
+        """All eight; for "same" the padding that both sides get.
+
+        Args:
+            where: What messages call it.
+
+        Raises:
+            TypeError, ValueError: Naming the field.
+        """
+        kernel, stride, dilation = (
+            _two(f"{where}.{name}", getattr(self, name), 1) for name in ("kernel_size", "stride", "dilation")
+        )
+        if self._is_same():
+            if stride != [1, 1]:
+                raise ValueError(f"{where}.padding: expected numbers with stride {self.stride!r}, got 'same'")
+            padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        else:
+            is_valid = isinstance(self.padding, str) and self.padding == "valid"
+            padding = _two(f"{where}.padding", 0 if is_valid else self.padding, 0, "'same', 'valid', ")
+        return [*kernel, *stride, *padding, *dilation]
+
+    def _is_same(self) -> bool:
+        return isinstance(self.padding, str) and self.padding == "same"
+
+    def beyond(self) -> tuple[int, int]:
+        """Rows below, and columns on the right, that "same" adds where the two sides cannot have the same."""
+        if not self._is_same():
+            return 0, 0
+        kh, kw, _, _, _, _, dh, dw = self.numbers()
+        return dh * (kh - 1) % 2, dw * (kw - 1) % 2
+
+
+def _two(where: str, value: Any, least: int, otherwise: str = "") -> list[int]:
+    """Two whole numbers, given as a pair or as one for both."""
+    given = list(value) if isinstance(value, (tuple, list)) else [value, value]
+    try:
+        numbers = [operator.index(n) for n in given if not isinstance(n, bool)]
+        error: type[Exception] | None = None if len(numbers) == len(given) else TypeError
+    except TypeError:
+        numbers, error = [], ValueError if isinstance(value, str) and otherwise else TypeError
+    if error or len(numbers) != 2 or min(numbers) < least:
+        pair = f"a whole number of at least {least}, or two of them (height, width)"
+        raise (error or ValueError)(f"{where}: expected {otherwise}{pair}, got {value!r}")
+    if max(numbers) > _MOST:
+        raise ValueError(f"{where}: expected at most {_MOST}, got {value!r}")
+    return numbers
 
 
 def kron_factor_(
@@ -97,14 +145,17 @@ def kron_factor_(
         raise ValueError(f"decay: expected a number in [0, 1], got {decay!r}")
     if scale is not None:
         _check.number("scale", scale)
-    seen = [p.numbers() if p else [] for p in patches] if patches is not None else [[] for _ in inputs]
-    xs = _samples(inputs, "inputs", seen)
-    ys = _samples(others, "others", seen) if others is not None else []
+    _backend.check(backend)
+    inputs = _check.tensors(inputs, "inputs", "for one factor, give [samples]")
+    given = _listed(patches, len(inputs))
+    seen = [patch.numbers(f"patches[{i}]") if patch else [] for i, patch in enumerate(given)]
+    xs = _samples(inputs, "inputs", given, seen)
+    ys = _samples(others, "others", given, seen, like=xs) if others is not None else []
     matrices = _written(factors, xs, ys, seen, has_ones)
-    counts = [_rows(x, patch) for x, patch in zip(xs, seen, strict=True)]
+    counts = [_rows(x, patch, i) for i, (x, patch) in enumerate(zip(xs, seen, strict=True))]
     for i, (y, patch) in enumerate(zip(ys, seen, strict=False)):
-        if _rows(y, patch) != counts[i]:
-            raise ValueError(f"others[{i}]: expected {counts[i]} samples like inputs[{i}], got {_rows(y, patch)}")
+        if _rows(y, patch, i) != counts[i]:
+            raise ValueError(f"others[{i}]: expected {counts[i]} samples like inputs[{i}], got {_rows(y, patch, i)}")
     scales = [(1.0 - decay) * (1.0 / n if scale is None else scale) for n in counts]
     wide = torch.float64 if xs and xs[0].dtype == torch.float64 else dtype
     flat = [number for patch in seen for number in patch or [0] * 8]
@@ -114,20 +165,43 @@ def kron_factor_(
     )
 
 
-def _samples(tensors: Sequence[Tensor], name: str, patches: Sequence[list[int]]) -> list[Tensor]:
+def _listed(patches: object, count: int) -> list[Patches | None]:
+    """Checks that there are patches, or None, for each of the inputs."""
+    if patches is None:
+        return [None] * count
+    expected = "patches: expected a list with a Patches or None for each of inputs, got"
+    if isinstance(patches, Patches):
+        raise TypeError(f"{expected} one Patches; for one input, give [patches]")
+    if isinstance(patches, (str, dict)) or not isinstance(patches, Iterable):
+        raise TypeError(f"{expected} {type(patches).__name__}")
+    given = list(patches)
+    for i, patch in enumerate(given):
+        if patch is not None and not isinstance(patch, Patches):
+            raise TypeError(f"patches[{i}]: expected a fastcurv.ops.Patches or None, got {patch!r}")
+    if len(given) != count:
+        raise ValueError(f"patches: expected {count} entries, one for each of inputs, got {len(given)}")
+    return given
+
+
+def _samples(
+    tensors: Sequence[Tensor],
+    name: str,
+    patches: list[Patches | None],
+    numbers: list[list[int]],
+    like: list[Tensor] | None = None,
+) -> list[Tensor]:
     """Checks samples, and makes matrices of them, or contiguous images."""
-    if isinstance(tensors, Tensor):
-        raise TypeError(f"{name}: expected a list of tensors, got a tensor; for one factor, give [samples]")
-    tensors = list(tensors)
+    tensors = _check.tensors(tensors, name, "for one factor, give [samples]")
     if len(tensors) != len(patches):
-        raise ValueError(f"{name}: expected {len(patches)} tensors, one for each of patches, got {len(tensors)}")
-    found = []
-    for i, (tensor, patch) in enumerate(zip(tensors, patches, strict=True)):
+        raise ValueError(f"{name}: expected {len(patches)} tensors, one for each of inputs, got {len(tensors)}")
+    found: list[Tensor] = []
+    for i, (tensor, patch, eight) in enumerate(zip(tensors, patches, numbers, strict=True)):
         where = f"{name}[{i}]"
         _check.dense_tensor(tensor, where)
-        if tensor.dtype != tensors[0].dtype or tensor.device != tensors[0].device:
+        model, model_name = (like[0], "inputs") if like else (tensors[0], name)
+        if tensor.dtype != model.dtype or tensor.device != model.device:
             raise ValueError(
-                f"{where}: expected {tensors[0].dtype} on {tensors[0].device} like {name}[0], got {tensor.dtype} on "
+                f"{where}: expected {model.dtype} on {model.device} like {model_name}[0], got {tensor.dtype} on "
                 f"{tensor.device}; one call takes one dtype and device"
             )
         if tensor.dim() != 4 if patch else tensor.dim() < 1:
@@ -135,31 +209,44 @@ def _samples(tensors: Sequence[Tensor], name: str, patches: Sequence[list[int]])
                 "four dimensions (images, channels, height, width) with patches" if patch else "one dimension or more"
             )
             raise ValueError(f"{where}: expected {wanted}, got shape {tuple(tensor.shape)}")
-        samples = tensor.detach() if patch else tensor.detach().reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
-        if _rows(samples, patch) < 1:
+        if patch:
+            samples = tensor.detach()
+            below, right = patch.beyond()
+            if below or right:
+                samples = pad(samples, (0, right, 0, below))
+        else:
+            samples = tensor.detach().reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+        if _rows(samples, eight, i) < 1:
             raise ValueError(f"{where}: expected one sample or more, got shape {tuple(tensor.shape)}")
         found.append(samples.resolve_neg().contiguous())
     return found
 
 
-def _rows(samples: Tensor, patch: list[int]) -> int:
+def _rows(samples: Tensor, patch: list[int], index: int) -> int:
     if not patch:
         return len(samples)
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (patch[k : k + 2] for k in range(0, 8, 2))
-    height, width = samples.shape[2:]
-    down, across = height + 2 * ph - dh * (kh - 1) - 1, width + 2 * pw - dw * (kw - 1) - 1
-    if min(kh, kw, sh, sw, dh, dw) < 1 or min(ph, pw) < 0 or min(down, across) < 0:
-        raise ValueError(f"patches: expected a kernel that fits into padded images of {height} x {width}, got {patch}")
-    return len(samples) * (down // sh + 1) * (across // sw + 1)
+    height, width = samples.shape[2] + 2 * ph, samples.shape[3] + 2 * pw
+    down, across = height - dh * (kh - 1) - 1, width - dw * (kw - 1) - 1
+    if min(down, across) < 0:
+        raise ValueError(
+            f"patches[{index}]: expected a kernel that fits into padded images of {height} x {width}, got kernel_size "
+            f"{(kh, kw)} with dilation {(dh, dw)}"
+        )
+    count = len(samples) * (down // sh + 1) * (across // sw + 1)
+    if max(height, width) > _MOST or count >= 2**63:
+        raise ValueError(
+            f"patches[{index}].padding: expected padded images of at most {_MOST} rows and columns, and fewer than "
+            f"2**63 samples, got {height} x {width} and {count}"
+        )
+    return count
 
 
 def _written(
     factors: Sequence[Tensor], xs: list[Tensor], ys: list[Tensor], patches: list[list[int]], has_ones: bool
 ) -> list[Tensor]:
     """Checks what is written."""
-    if isinstance(factors, Tensor):
-        raise TypeError("factors: expected a list of tensors, got a tensor; for one factor, give [factor]")
-    factors = list(factors)
+    factors = _check.tensors(factors, "factors", "for one factor, give [factor]")
     if len(factors) != len(xs) or len(ys) not in (0, len(xs)):
         raise ValueError(f"factors: expected {len(xs)} tensors, one for each of inputs, got {len(factors)}")
     for i, (factor, x, patch) in enumerate(zip(factors, xs, patches, strict=True)):

@@ -64,13 +64,15 @@ def kron_inverse(
         (tensor([[ 5., -2.],
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
+    _backend.check(backend)
     check_method(factors, method, METHODS)
     if method != "cholesky" or isinstance(factors, Eigen):
         return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)
-    factors = list(factors) if not isinstance(factors, Tensor) else factors
+    factors = _kron.listed(factors)
     if _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
-        return _dispatch(factors, values, list(previous or []), backend=backend)  # type: ignore[no-any-return]
+        before = [] if previous is None else _kron.listed(previous, "previous")
+        return _dispatch(factors, values, before, backend=backend)  # type: ignore[no-any-return]
     matrices = _kron.factors(factors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=matrices)
     return _inverted(matrices, _kron.dampings(damping, matrices), before, backend)

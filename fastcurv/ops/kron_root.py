@@ -66,16 +66,18 @@ def kron_root(
         >>> root.diagonal().mul(100).round(), info
         (tensor([50., 25.]), tensor([0], dtype=torch.int32))
     """
+    _backend.check(backend)
     check_method(factors, method, METHODS)
     if not isinstance(p, int) or isinstance(p, bool) or p < 1:
         raise ValueError(f"p: expected a whole number, 1 or more, got {p!r}")
     if isinstance(factors, Eigen) or method == "eigh":
         return _by_eigh(factors, damping, previous, p, backend)
-    factors = list(factors) if not isinstance(factors, Tensor) else factors
+    factors = _kron.listed(factors)
     if _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
         # torch.ops has no types.
-        return _dispatch(factors, values, list(previous or []), p, backend=backend)  # type: ignore[no-any-return]
+        before = [] if previous is None else _kron.listed(previous, "previous")
+        return _dispatch(factors, values, before, p, backend=backend)  # type: ignore[no-any-return]
     matrices = _kron.factors(factors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=matrices)
     return _rooted(matrices, _kron.dampings(damping, matrices), before, p, backend)

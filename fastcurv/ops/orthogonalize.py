@@ -98,12 +98,11 @@ def orthogonalize(
         raise ValueError(f"backend: expected one of {', '.join(_backend.BACKENDS)}, or None, got {backend!r}")
     _check.number("eps", eps)
     schedule = _schedule(coefficients, steps)
-    if isinstance(matrices, Tensor):
-        raise TypeError("matrices: expected a list of tensors, got a tensor; for one matrix, give [matrix]")
-    matrices = list(matrices)
+    matrices = _check.tensors(matrices, "matrices", "for one matrix, give [matrix]")
     for i, matrix in enumerate(matrices):
         if not isinstance(matrix, Tensor):
             raise TypeError(f"matrices[{i}]: expected a torch.Tensor, got {type(matrix).__name__}")
+    _matrices.check_info(matrices, info)
     if _library.must_dispatch(matrices):
         flat = [number for step in schedule for number in step]
         results, found = _dispatch(
@@ -112,7 +111,7 @@ def orthogonalize(
         if info is not None:
             info.copy_(found)
         return results  # type: ignore[no-any-return]
-    _matrices.check(matrices, info)
+    _matrices.check(matrices)
     return _orthogonalize(matrices, method, rank_policy, schedule, dtype, eps, info, backend) if matrices else []
 
 
@@ -128,7 +127,7 @@ def _registered(
 ) -> tuple[list[Tensor], Tensor]:
     schedule = [(a, b, c) for a, b, c in zip(*[iter(coefficients)] * 3, strict=True)]
     info = _new_info(matrices)
-    _matrices.check(matrices, info)
+    _matrices.check(matrices)
     return _orthogonalize(matrices, method, rank_policy, schedule, dtype, eps, info, backend) if matrices else [], info
 
 

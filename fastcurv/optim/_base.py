@@ -86,8 +86,8 @@ class MultiTensorOptimizer(Optimizer):
     _optional_keys: tuple[str, ...] = ()
     # State that starts as a function of the parameter's values.
     _anchored: str | None = None
-    # GradScaler then hands over its scale and its overflow flag, which the kernel reads.
-    _step_supports_amp_scaling = True
+    # Where true, GradScaler hands its scale and overflow flag to the kernel. Clients of torch refuse clipping then.
+    _step_supports_amp_scaling = False
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], *, backend: str | None, state_dtype: torch.dtype | None
@@ -98,6 +98,8 @@ class MultiTensorOptimizer(Optimizer):
         self.backend = backend
         self.state_dtype = state_dtype
         self._anchors = Anchors()
+        if defaults.get("fused"):  # the constructor's, not a group's, as in torch
+            self._step_supports_amp_scaling = True
         self._forget()
         super().__init__(params, defaults)
 
@@ -411,7 +413,7 @@ class MultiTensorOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plans, which hold addresses."""
-        own = ("backend", "state_dtype", "_anchors")
+        own = ("backend", "state_dtype", "_anchors", "_step_supports_amp_scaling")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class Adam(_AdamFamily):
 
     * the state of bfloat16 and float16 parameters is float32 (22 bytes a parameter and step instead of 14, and no
       rounding of small updates to the moments);
-    * `p.grad` is never written, not even with GradScaler, and may have another memory layout than its parameter;
+    * a step never writes `p.grad`, not even with `fused=True`, and takes any memory layout of it;
     * `step` is a tensor on the parameter's device, so that every step can be captured in a CUDA graph.
 
     Args:
@@ -63,7 +63,8 @@ class Adam(_AdamFamily):
         maximize: Whether to ascend.
         capturable: Accepted; every step can be captured.
         differentiable: Must be False.
-        fused: Accepted and ignored: `backend` decides.
+        fused: Whether the kernel does GradScaler's part, unscaling and skipping overflows without a synchronization; if
+            not, GradScaler unscales `p.grad` first. `backend` chooses the kernel.
         decoupled_weight_decay: Whether weight decay acts on the parameters, as in AdamW.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16 (20 bytes a parameter and step
@@ -199,6 +200,7 @@ class RAdam(_AdamFamily):
         maximize: Whether to ascend.
         capturable: Accepted; every step can be captured in a CUDA graph.
         differentiable: Must be False.
+        fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
 
@@ -233,6 +235,7 @@ class RAdam(_AdamFamily):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -246,6 +249,7 @@ class RAdam(_AdamFamily):
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": differentiable,
+            "fused": fused,
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 
@@ -267,6 +271,7 @@ class NAdam(_AdamFamily):
         maximize: Whether to ascend.
         capturable: Accepted; every step can be captured in a CUDA graph.
         differentiable: Must be False.
+        fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
 
@@ -301,6 +306,7 @@ class NAdam(_AdamFamily):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -315,6 +321,7 @@ class NAdam(_AdamFamily):
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": differentiable,
+            "fused": fused,
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 
@@ -344,6 +351,7 @@ class Yogi(_AdamFamily):
         maximize: Whether to ascend.
         capturable: Accepted; every step can be captured in a CUDA graph.
         differentiable: Must be False.
+        fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
 
@@ -379,6 +387,7 @@ class Yogi(_AdamFamily):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -393,6 +402,7 @@ class Yogi(_AdamFamily):
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": differentiable,
+            "fused": fused,
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 

@@ -26,6 +26,7 @@ class LAMB(MultiTensorOptimizer):
         weight_decay: Decay, added to the update before its norm is taken.
         adaptive: Whether to scale the step of each tensor by its trust ratio; without, this is AdamW.
         maximize: Whether to ascend.
+        fused: Whether the kernel does GradScaler's part, as in `fastcurv.Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
 
@@ -57,6 +58,7 @@ class LAMB(MultiTensorOptimizer):
         *,
         adaptive: bool = True,
         maximize: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class LAMB(MultiTensorOptimizer):
             "weight_decay": weight_decay,
             "adaptive": adaptive,
             "maximize": maximize,
+            "fused": fused,
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 

@@ -27,6 +27,7 @@ class LARS(MultiTensorOptimizer):
         nesterov: Whether to look one step ahead along the momentum.
         adaptive: Whether to scale the step of each tensor by its trust ratio; without, this is SGD.
         maximize: Whether to ascend.
+        fused: Whether the kernel does GradScaler's part, as in `fastcurv.Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16; None: float32.
 
@@ -61,6 +62,7 @@ class LARS(MultiTensorOptimizer):
         *,
         adaptive: bool = True,
         maximize: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class LARS(MultiTensorOptimizer):
             "nesterov": nesterov,
             "adaptive": adaptive,
             "maximize": maximize,
+            "fused": fused,
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 

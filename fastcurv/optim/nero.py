@@ -27,6 +27,7 @@ class Nero(MultiTensorOptimizer):
         constraints: Whether to keep each neuron of two or more weights at mean zero and norm one, in parameters of two
             or more dimensions.
         maximize: Whether to ascend.
+        fused: Whether the kernel does GradScaler's part, as in `fastcurv.Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
 
     Raises:
@@ -58,6 +59,7 @@ class Nero(MultiTensorOptimizer):
         constraints: bool = True,
         *,
         maximize: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -65,6 +67,7 @@ class Nero(MultiTensorOptimizer):
             "beta": beta,
             "constraints": constraints,
             "maximize": maximize,
+            "fused": fused,
         }
         self._is_made = False
         super().__init__(params, defaults, backend=backend, state_dtype=None)

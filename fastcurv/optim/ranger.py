@@ -36,6 +36,7 @@ class Ranger(MultiTensorOptimizer):
         compat: Version of the published implementation: in "2020.9.4" weight decay is scaled by the rectified step
             size. (That version also writes the decay into the momentum on unrectified steps; this one does not.)
         maximize: Whether to ascend.
+        fused: Whether the kernel does GradScaler's part, as in `fastcurv.Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
 
@@ -75,6 +76,7 @@ class Ranger(MultiTensorOptimizer):
         *,
         compat: str = "20.4.11",
         maximize: bool = False,
+        fused: bool | None = None,
         backend: str | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
@@ -90,6 +92,7 @@ class Ranger(MultiTensorOptimizer):
             "gc_conv_only": gc_conv_only,
             "compat": compat,
             "maximize": maximize,
+            "fused": fused,
         }
         super().__init__(params, defaults, backend=backend, state_dtype=state_dtype)
 

@@ -15,8 +15,8 @@ class SGD(MultiTensorOptimizer):
     """`torch.optim.SGD` by one fused kernel launch, or one parallel region, per step.
 
     Takes the place of torch's class: the same keywords, state keys and checkpoints. Differs from it in: the momentum of
-    bfloat16 and float16 parameters is float32; `p.grad` is never written, not even with GradScaler, and may have
-    another memory layout than its parameter. With `dampening`, a first step that GradScaler skips counts as the first.
+    bfloat16 and float16 parameters is float32; a step never writes `p.grad`, not even with `fused=True`, and takes any
+    memory layout of it. With `dampening` and `fused=True`, a first step that overflows counts as the first.
 
     Args:
         params: Parameters, named parameters, or groups of them.
@@ -28,7 +28,8 @@ class SGD(MultiTensorOptimizer):
         maximize: Whether to ascend.
         foreach: Accepted and ignored: `backend` decides.
         differentiable: Must be False.
-        fused: Accepted and ignored: `backend` decides.
+        fused: Whether the kernel does GradScaler's part, unscaling and skipping overflows without a synchronization; if
+            not, GradScaler unscales `p.grad` first. `backend` chooses the kernel.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16; None: float32.
 
