@@ -102,15 +102,15 @@ class Orthogonalisation:
 
     def _replaced(self, matrices: list[tuple[Tensor, Names, str | None]]) -> list[tuple[Tensor, Tensor]]:
         members: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Names, str | None]]] = {}
-        for param, names, how in matrices:
-            _check.dense_tensor(_grad(param), names.grad)
-            members.setdefault((param.device, param.dtype), []).append((param, names, how))
+        for param, name, how in matrices:
+            _check.dense_tensor(_grad(param), name.grad)
+            members.setdefault((param.device, param.dtype), []).append((param, name, how))
         run = partial(normalized, self.normalize) if self.normalize else partial(orthogonalized, self.options)
         replaced: list[tuple[Tensor, Tensor]] = []
         for found in members.values():
-            params, names_of_all, hows = ([row[k] for row in found] for k in range(3))
-            results = by_matrices([_grad(param) for param in params], hows, names_of_all, run, self._reports)
-            replaced += [(param, result) for param, (result, _) in zip(params, results, strict=True)]
+            grads, names, hows = [_grad(p) for p, _, _ in found], [n for _, n, _ in found], [h for _, _, h in found]
+            results = by_matrices(grads, hows, names, run, self._reports)
+            replaced += [(param, result) for (param, _, _), (result, _) in zip(found, results, strict=True)]
         return replaced
 
     def _clip(self, labelled: dict[Tensor, Names], max_norm: float) -> None:

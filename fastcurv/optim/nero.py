@@ -102,7 +102,8 @@ class Nero(MultiTensorOptimizer):
 
     def _has_moved(self, param: Tensor) -> Tensor:
         # Turned neurons keep their norms: what has seen no gradient has not turned.
-        return self.state[param]["exp_avg_sq"].any()
+        seen: Tensor = self.state[param]["exp_avg_sq"]
+        return seen.any()
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)
