@@ -275,3 +275,30 @@ def test_a_checkpoint_without_the_maximum_starts_it_anew():
     p.grad = torch.full_like(p, 3.0)
     optimizer.step()
     assert torch.equal(optimizer.state[p]["max_exp_avg_sq"], optimizer.state[p]["exp_avg_sq"])
+
+
+BAD_OPTIONS = {
+    "Adam": ("betas", (0.9, 1.5), "beta2"), "AdamW": ("eps", "tiny", "eps"), "RAdam": ("lr", -1.0, "lr"),
+    "NAdam": ("momentum_decay", -1.0, "momentum_decay"), "Yogi": ("initial_accumulator", -1.0, "initial_accumulator"),
+    "SGD": ("nesterov", "maybe", "nesterov"), "LARS": ("trust_coefficient", None, "trust_coefficient"),
+    "LAMB": ("adaptive", "no", "adaptive"), "OSGD": ("orthogonal", "all", "orthogonal"),
+    "Muon": ("ns_coefficients", [1.0, 2.0], "ns_coefficients"), "Nero": ("constraints", "yes", "constraints"),
+    "Ranger": ("compat", "21", "compat"),
+}  # fmt: skip
+
+
+@every_optimizer
+def test_an_option_that_a_step_would_refuse_is_refused_on_load(name):
+    option, value, argument = BAD_OPTIONS[name]
+    source, target = network(), network()
+    a, b = (make(name, model.parameters()) for model in (source, target))
+    train(a, range(2))
+    train(b, range(1))
+    saved = copy.deepcopy(a.state_dict())
+    saved["param_groups"][0][option] = value
+    before = copy.deepcopy(b.state_dict())
+    with pytest.raises((TypeError, ValueError), match=rf"param_groups\[0\] of the checkpoint: {argument}: expected"):
+        b.load_state_dict(saved)
+    after = b.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert all(torch.equal(x, after["state"][i][k]) for i, s in before["state"].items() for k, x in s.items())

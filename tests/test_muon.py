@@ -11,6 +11,7 @@ from torch import nn
 from training import assert_same_weights, copy_weights, network, parameters_of, set_grads, train
 
 import fastcurv
+from fastcurv.optim.muon import ADJUSTMENTS
 
 BACKENDS = [*matrix_backends(), "reference"]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -276,7 +277,7 @@ def test_a_bad_group_adds_nothing_and_a_bad_option_writes_nothing():
     model(torch.ones(1, 3, device=DEVICE)).sum().backward()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.param_groups[0]["adjust_lr_fn"] = "x"
-    with pytest.raises(ValueError, match="parameter group 0: adjust_lr_fn: expected one of"):
+    with pytest.raises(ValueError, match="adjust_lr_fn: expected one of"):
         optimizer.step()
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)) and not optimizer.state
     empty = nn.Parameter(torch.zeros(5, 0, device=DEVICE))
@@ -318,3 +319,90 @@ def test_compiled_step():
         one.step(), compiled()
     for p, q in zip(ours, twins, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def mixed(dtype=torch.float32):
+    return [nn.Parameter(torch.ones(shape, dtype=dtype, device=DEVICE)) for shape in ((4, 6), (6,))]
+
+
+def test_one_cycle_cycles_the_momentum_of_muon_as_of_torchs():
+    (p, b) = mixed()
+    optimizer = fastcurv.Muon([p, b], lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    q = nn.Parameter(torch.ones(4, 6, device=DEVICE))
+    twin = torch.optim.SGD([q], lr=0.1, momentum=0.95)  # torch's Muon is not in every torch
+    expected = torch.optim.lr_scheduler.OneCycleLR(twin, max_lr=0.1, total_steps=10)
+    seen = []
+    for step in range(9):
+        set_grads([p, b, q], step)
+        optimizer.step(), schedule.step(), twin.step(), expected.step()
+        seen.append(optimizer.param_groups[0]["momentum"])
+        assert seen[-1] == twin.param_groups[0]["momentum"]
+        assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    assert max(seen) - min(seen) > 0.05
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_schedulers_see_the_groups_that_were_given(tensor):
+    params = mixed()
+    rate = torch.tensor(0.5, device=DEVICE) if tensor else 0.5
+    optimizer = fastcurv.Muon(params, lr=rate)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2]
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    for _ in range(2):
+        plateau.step(1.0)
+    assert float(optimizer.param_groups[0]["lr"]) == 0.25
+    groups = [{"params": params, "lr": 0.1}, {"params": mixed(), "lr": 0.2}]
+    optimizer = fastcurv.Muon(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0, lambda step: 0.5])
+    set_grads(parameters_of(optimizer), 0)
+    optimizer.step(), schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_the_rate_of_adamw_follows_that_of_muon():
+    one, other = mixed(torch.float64), mixed(torch.float64)
+    optimizer = fastcurv.Muon(one, lr=0.02, adamw_lr=0.01, adamw_betas=(0.8, 0.9), adamw_eps=1e-6)
+    plain = torch.optim.AdamW(other[1:], lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    for step in range(4):
+        optimizer.param_groups[0]["lr"], plain.param_groups[0]["lr"] = 0.02 / (step + 1), 0.01 / (step + 1)
+        set_grads(one, step), set_grads(other, step)
+        optimizer.step(), plain.step()
+    torch.testing.assert_close(one[1], other[1], rtol=1e-12, atol=1e-13)
+    again = fastcurv.Muon(mixed(torch.float64), lr=1.0, adamw_lr=5.0)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["adamw_lr_ratio"] == optimizer.param_groups[0]["adamw_lr_ratio"] == 0.5
+    with pytest.raises(ValueError, match="lr: expected a value above zero beside adamw_lr"):
+        fastcurv.Muon(mixed(), lr=0.0, adamw_lr=0.1)
+
+
+def test_coefficients_may_come_as_a_list(generator):
+    """As they do from a configuration file."""
+    grad, results = torch.randn(6, 10, generator=generator).to(DEVICE), []
+    for coefficients in ((1.5, -0.5, 0.0), [1.5, -0.5, 0.0], [(1.5, -0.5, 0.0)], [[1.5, -0.5, 0.0]]):
+        p = nn.Parameter(torch.zeros(6, 10, device=DEVICE))
+        optimizer = fastcurv.Muon([p], lr=0.1)
+        optimizer.load_state_dict(fastcurv.Muon([p], lr=0.1, ns_coefficients=coefficients).state_dict())
+        p.grad = grad
+        optimizer.step()
+        results.append(p.detach())
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.skipif(torch_muon is None, reason="this torch has no Muon")
+@pytest.mark.parametrize("name", ADJUSTMENTS)
+def test_learning_rates_are_adjusted_as_in_torch(name, generator):
+    """Two updates of one gradient differ by the ratio of their adjustments, which are torch's."""
+    from torch.optim._muon import _adjust_lr
+
+    for shape in ((6, 10), (10, 6)):
+        ratio = {"spectral_unclamped": (shape[0] / shape[1]) ** 0.5}.get(name) or _adjust_lr(1.0, name, shape)
+        if _adjust_lr(1.0, name, shape) != 1.0:  # what an older torch makes of a name that it does not know
+            assert _adjust_lr(1.0, name, shape) == ratio
+        grad, params = gradients(shape, 1, generator)[0], []
+        for adjust in (name, "original"):
+            params.append(nn.Parameter(torch.zeros(shape, dtype=torch.float64, device=DEVICE)))
+            params[-1].grad = grad.clone()
+            fastcurv.Muon([params[-1]], lr=0.02, adjust_lr_fn=adjust).step()
+        expected = params[1] * ratio / _adjust_lr(1.0, "original", shape)
+        torch.testing.assert_close(params[0], expected, rtol=1e-12, atol=0)

@@ -85,6 +85,7 @@ class Nero(MultiTensorOptimizer):
         projected = []
         for group in groups:
             for i, param in enumerate(group["params"]) if group["constraints"] else ():
+                _check.whole(param, f"params[{i}]")
                 if is_lazy(param):
                     raise ValueError(f"params[{i}]: expected values, which Nero normalises; run the model once before")
                 whole = not (param.is_floating_point() or param.is_complex())  # nobody optimizes whole numbers
