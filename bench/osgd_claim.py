@@ -91,7 +91,7 @@ def accuracy(data: Data, name: str, lr: float, beta: float, batch: int, epochs: 
     """
     images, labels, test_images, test_labels = data
     model = network(data, seed)
-    optimizer = OPTIMIZERS[name](fastcurv.param_groups(model), lr, beta)
+    optimizer = OPTIMIZERS[name](fastcurv.param_groups(model, verbose=False), lr, beta)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for chosen in torch.randperm(len(labels), generator=generator).split(batch):

@@ -350,7 +350,11 @@ def test_a_checkpoint_with_options_out_of_range_loads_nothing():
     params = parameters()
     optimizer = fastcurv.Lookahead(torch.optim.SGD(params, lr=0.1, momentum=0.9), k=2)
     train(optimizer, params, range(3))
-    for key, value, match in [("lookahead_k", 0, "lookahead_k: expected"), ("lookahead_alpha", 2.0, "alpha: expected")]:
+    for key, value, match in [
+        ("lookahead_k", 0, "lookahead_k: expected"),
+        ("lookahead_alpha", 2.0, "alpha: expected"),
+        ("lookahead_step", "x", "lookahead_step: expected"),
+    ]:
         saved = copy.deepcopy(optimizer.state_dict())
         saved["param_groups"][0].update({key: value, "lr": 5.0})
         with pytest.raises(ValueError, match=match):

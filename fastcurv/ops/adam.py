@@ -50,7 +50,7 @@ def adam_(
             layouts.
         grads: Their gradients: same shapes, dtype and device, any layout. Read only.
         exp_avgs: First moments, in the parameters' layouts; float32 for 16-bit parameters, float32 or bfloat16 for
-            float32 ones, float64 for float64 ones.
+            float32 ones, float64 for float64 ones. In bfloat16 averages stand still where 1 - beta is below 2^-8.
         exp_avg_sqs: Second moments, of the dtype of `exp_avgs`.
         max_exp_avg_sqs: Running maxima of the second moments for the rule `amsgrad`, else empty.
         mu_products: Products of the momenta so far for the rule `nadam`, one float32 element each, else empty.

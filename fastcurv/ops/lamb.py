@@ -37,7 +37,7 @@ def lamb_(
             layouts.
         grads: Their gradients: same shapes, dtype and device, any layout. Read only.
         exp_avgs: First moments, in the parameters' layouts; float32 for 16-bit parameters, float32 or bfloat16 for
-            float32 ones, float64 for float64 ones.
+            float32 ones, float64 for float64 ones. In bfloat16 averages stand still where 1 - beta is below 2^-8.
         exp_avg_sqs: Second moments, of the dtype of `exp_avgs`.
         steps: Steps taken by each parameter, one float32 element each, on its device; advanced by one.
         lr: Learning rate. Like the next four: a number, or a one-element float32 or float64 tensor, on the parameters'

@@ -43,7 +43,7 @@ def lars_(
             layouts.
         grads: Their gradients: same shapes, dtype and device, any layout. Read only.
         momentum_buffers: Momenta, in the parameters' layouts; float32 for 16-bit parameters, float32 or bfloat16 for
-            float32 ones, float64 for float64 ones.
+            float32 ones, float64 for float64 ones. In bfloat16 a momentum above 1 - 2^-8 does not decay.
         lr: Learning rate. Like the next four: a number, or a one-element float32 or float64 tensor, on the parameters'
             device (read by the kernel) or on the CPU (read at the call).
         momentum: Decay of the momentum.

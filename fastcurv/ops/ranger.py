@@ -51,7 +51,7 @@ def ranger_(
             layouts.
         grads: Their gradients: same shapes, dtype and device, any layout. Read only.
         exp_avgs: First moments, in the parameters' layouts; float32 for 16-bit parameters, float32 or bfloat16 for
-            float32 ones, float64 for float64 ones.
+            float32 ones, float64 for float64 ones. In bfloat16 averages stand still where 1 - beta is below 2^-8.
         exp_avg_sqs: Second moments, of the dtype of `exp_avgs`.
         slow_buffers: Slow weights, in the parameters' layouts; float64 for float64 parameters, else float32.
         steps: Steps taken by each parameter, one float32 element each, on its device; advanced by one.

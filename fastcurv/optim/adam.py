@@ -68,7 +68,7 @@ class Adam(_AdamFamily):
         decoupled_weight_decay: Whether weight decay acts on the parameters, as in AdamW.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
         state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16 (20 bytes a parameter and step
-            instead of 28); None: float32.
+            instead of 28), for betas of at most 1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
@@ -202,7 +202,8 @@ class RAdam(_AdamFamily):
         differentiable: Must be False.
         fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
@@ -273,7 +274,8 @@ class NAdam(_AdamFamily):
         differentiable: Must be False.
         fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
@@ -353,7 +355,8 @@ class Yogi(_AdamFamily):
         differentiable: Must be False.
         fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.

@@ -28,7 +28,8 @@ class LAMB(MultiTensorOptimizer):
         maximize: Whether to ascend.
         fused: Whether the kernel does GradScaler's part, as in `fastcurv.Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range.

@@ -29,7 +29,8 @@ class LARS(MultiTensorOptimizer):
         maximize: Whether to ascend.
         fused: Whether the kernel does GradScaler's part, as in `fastcurv.Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16, for `momentum` of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range.

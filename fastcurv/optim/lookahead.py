@@ -215,6 +215,9 @@ class Lookahead(OptimizerWrapper):
             if f"{self._name}_k" in saved:
                 _check.option(f"{self._name}_k", saved[f"{self._name}_k"], "int")
             _check.number("alpha", saved.get(f"{self._name}_alpha", 0.0))
+            step = saved.get(f"{self._name}_step", 0)
+            if not isinstance(step, int) or step < 0:
+                raise ValueError(f"{self._name}_step: expected a whole number of at least 0, got {step!r}")
             for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
                 buffer = state_dict["state"].get(key, {}).get(self._key)
                 if buffer is None:

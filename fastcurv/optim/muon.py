@@ -73,7 +73,8 @@ class Muon(_AdamFamily):
         matrix: As of `OSGD`: `rows`, `columns` or `batch`, for groups that have no `matrix` of their own.
         maximize: Whether to ascend.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps momentum and moments of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps momentum and moments of float32 parameters in bfloat16, for momentum and betas
+            of at most 1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.

@@ -46,7 +46,8 @@ class OSGD(SGD):
         max_norm: Norm to which all gradients together are clipped after orthogonalisation; None: they are not.
         maximize: Whether to ascend.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16, for `momentum` of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.

@@ -31,7 +31,8 @@ class SGD(MultiTensorOptimizer):
         fused: Whether the kernel does GradScaler's part, unscaling and skipping overflows without a synchronization; if
             not, GradScaler unscales `p.grad` first. `backend` chooses the kernel.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16; None: float32.
+        state_dtype: torch.bfloat16 keeps the momentum of float32 parameters in bfloat16, for `momentum` of at most
+            1 - 2^-8, above which averages would stand still; None: float32.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
