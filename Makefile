@@ -6,8 +6,9 @@
 # Everything is set up in .venv. On a machine that cannot fetch, name an interpreter that has torch (and, for `make test`,
 # the packages of the extra `dev`): make test PYTHON=python3
 
-TORCH ?= torch==2.13.0
-BOOTSTRAP ?= python3
+# A variable that is set to nothing counts as unset.
+TORCH := $(or $(TORCH),torch==2.13.0)
+BOOTSTRAP := $(or $(BOOTSTRAP),python3)
 
 ifdef PYTHON
 python := $(PYTHON)
@@ -25,10 +26,10 @@ endif
 build_requires = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
 
 # A step is bound by memory, a test by Python: threads only get into each other's way.
-export OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
 # For the machine at hand: CUDA kernels take minutes to compile, and the gates of `make test` compile each of them.
-export FASTCURV_CUDA ?= $(if $(wildcard /dev/nvidiactl),auto,0)
+export FASTCURV_CUDA := $(or $(FASTCURV_CUDA),$(if $(wildcard /dev/nvidiactl),auto,0))
 
 .PHONY: demo test bench lint build clean
 

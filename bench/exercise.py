@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 import fastcurv
 from fastcurv import _check
+from fastcurv.cli import program
 from fastcurv.ops import Patches, kron_apply, kron_factor_, kron_inverse, kron_root
 
 from .models import Shape
@@ -235,6 +236,7 @@ def _exercise_factors(
     return ""
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 

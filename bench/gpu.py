@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 
+from fastcurv.cli import program
+
 from . import BENCHMARKS, clocks, exercise, harness, machine, results
 from .harness import Case, Options
 
@@ -307,6 +309,7 @@ def parse_counters(text: str) -> dict[str, str]:
     }
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import fastcurv
+from fastcurv.cli import program
 
-from . import machine, plots
+from . import machine
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 MOMENTA = (0.95, 0.9, 0.8, 0.5, 0.0)
@@ -202,6 +203,7 @@ def page(found: dict[str, Any], source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, and writes the page.
 
@@ -211,13 +213,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m fastcurv.bench.osgd_claim", description=__doc__.partition("\n")[0])
     parser.add_argument("--cifar", type=Path, help="the folder cifar-10-batches-py, in the place of the digits")
     parser.add_argument("--batch", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="default: %(default)s")
     options = parser.parse_args(argv)
+    from . import plots  # needs matplotlib, unlike --help
+
     data = cifar(options.cifar) if options.cifar else digits()
     found = run(data, options.batch, options.epochs, options.seeds)
     found["commit"] = machine.commit()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcurv._backend import OPS
+from fastcurv.cli import program
 
 from . import targets
 from .results import Result, Row, load
@@ -24,6 +25,7 @@ COLUMNS = ("ours", "yardstick", "torch", "peer")
 Measured = dict[str, dict[str, tuple[dict[str, Any], list[Result]]]]
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 

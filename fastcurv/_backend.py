@@ -54,6 +54,16 @@ def native() -> Any:
     return _native_or_reason()[0]
 
 
+def simd_fault() -> str:
+    """What is wrong with FASTCURV_SIMD; empty when nothing is, and without the native extension, which reads it."""
+    try:
+        if native() is not None:
+            native().simd_level()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def interpreting() -> bool:
     """Whether Triton runs its kernels in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -91,11 +101,15 @@ def unusable(op: str, backend: str, device: torch.device) -> str:
     if (op, backend) in WITHOUT:
         return WITHOUT[op, backend]
     if backend == "cpp":
-        return _native_or_reason()[1] if device.type == "cpu" else f"needs tensors on the CPU, got {device}"
+        if device.type != "cpu":
+            return f"needs tensors on the CPU, got {device}"
+        return _native_or_reason()[1] or simd_fault()
     if backend == "cuda":
         return _cuda_unusable(device)
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'fastcurv[triton]'"
+    if (given := os.environ.get("TRITON_INTERPRET")) not in (None, "", "0", "1"):
+        return f"TRITON_INTERPRET={given!r}: expected 0 or 1"  # Triton takes other words too, our kernels do not
     if native() is None:
         return _native_or_reason()[1]
     if device.type == "cpu" and not interpreting():
@@ -139,12 +153,14 @@ def choose(op: str, device: torch.device, backend: str | None) -> tuple[str, Imp
         Name and function.
 
     Raises:
-        ValueError: If the named back end cannot run, with the reason.
+        ValueError: If the named back end cannot run, with the reason, or if FASTCURV_SIMD is not understood.
     """
     if backend is not None:
         if reason := unusable(op, backend, device):
             raise ValueError(f"backend={backend!r} cannot run {op} on {device}: {reason}")
         return backend, _load(op, backend, device)
+    if device.type == "cpu" and (fault := simd_fault()):
+        raise ValueError(fault)  # a slip of the pen must not end in the slow reference
     reasons = {name: unusable(op, name, device) for name in BACKENDS}
     if interpreting():
         reasons["triton"] = "runs in its interpreter, which is for tests"

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fastcurv import __version__, _backend
 
+Main = Callable[[Sequence[str] | None], int]
+
+
+def program(main: Main) -> Callable[..., int]:
+    """Decorates a main function: a reader that closes the pipe, and Ctrl-C, end the program without a traceback.
+
+    Args:
+        main: Takes arguments, and returns an exit code.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            try:
+                return main(argv)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # here, because at exit a closed pipe can no longer be caught
+        except BrokenPipeError:
+            _discard_output()
+            return 141  # as a shell reports SIGPIPE
+        except KeyboardInterrupt:
+            return 130  # as a shell reports SIGINT
+
+    return run
+
+
+def _discard_output() -> None:
+    """Leads the streams whose pipes are closed to nowhere, because the interpreter flushes them again at exit."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
@@ -21,11 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(prog="fastcurv", description="Compiled kernels for PyTorch optimizers.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"fastcurv {__version__}")
+    commands = parser.add_subparsers(dest="command")
     commands.add_parser("info", help="versions, devices, and which back ends can run and why not")
     _add_bench(commands.add_parser("bench", help="measure the optimizers beside torch"))
     _add_demo(commands.add_parser("demo", help="train a small model on real data beside torch, and time the steps"))
     options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if options.command != "info" and (fault := _backend.simd_fault()):
+        parser.error(fault)
     return {"info": _info, "bench": _bench, "demo": _demo}[options.command](options)
 
 
@@ -53,7 +98,6 @@ def _info(_: argparse.Namespace) -> int:
     import torch
 
     import fastcurv
-    from fastcurv import _backend
     from fastcurv.bench import machine
 
     for name, version in machine.versions().items():
@@ -65,7 +109,7 @@ def _info(_: argparse.Namespace) -> int:
     if native is None:
         print(f"{'native extension':18} {_backend.unusable('adam', 'cpp', torch.device('cpu'))}")
     else:
-        print(f"{'SIMD level':18} {native.simd_level()}")
+        print(f"{'SIMD level':18} {_backend.simd_fault() or native.simd_level()}")
         print(f"{'CUDA built for':18} {native.cuda_architectures() or 'nothing: built without CUDA'}")
         views = (
             "the DLPack C exchange API" if native.exchange_api() else "attributes (slower: this torch offers no API)"

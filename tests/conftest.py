@@ -3,19 +3,23 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 
 import torch
 from packaging.version import Version
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ["TRITON_INTERPRET"] = os.environ.get("TRITON_INTERPRET") or "1"
 
 import pytest
 
 from fastcurv import _alloc, _backend
 
 # Shifts every seed: other inputs, which must pass as well.
-SEED = int(os.environ.get("FASTCURV_TEST_SEED", "0"))
+SEED = os.environ.get("FASTCURV_TEST_SEED", "").strip() or "0"
+if not re.fullmatch("[0-9]{1,9}", SEED):
+    raise SystemExit(f"FASTCURV_TEST_SEED={SEED!r}: expected a whole number of at most nine digits, such as 7")
+SEED = int(SEED)
 
 
 class ShiftedGenerator(torch.Generator):

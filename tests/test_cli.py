@@ -37,9 +37,80 @@ def test_info_describes_the_native_extension(capsys):
     assert "CUDA built for" in out and "the DLPack C exchange API" in out
 
 
-def test_the_module_is_a_program():
-    done = subprocess.run([sys.executable, "-m", "fastcurv.cli", "--help"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("module", ["fastcurv", "fastcurv.cli"])
+def test_the_module_is_a_program(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: fastcurv ")
     assert all(command in done.stdout for command in ("info", "bench", "demo"))
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"fastcurv {fastcurv.__version__}\n"
+
+
+def test_no_command_prints_the_help_and_fails(capsys):
+    assert cli.main([]) == 2
+    told = capsys.readouterr().err
+    assert all(command in told for command in ("info", "bench", "demo"))
+
+
+def piped(*arguments, both=False):
+    """Runs a module whose output nobody reads any more."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", *arguments]
+    error = writing if both else subprocess.PIPE
+    done = subprocess.run(command, stdout=writing, stderr=error, text=True, env=environment)
+    os.close(writing)
+    return done.returncode, done.stderr or ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fastcurv", "info"),
+        ("fastcurv", "bench", "adam", "--quick", "--case", "resnet20"),
+        ("fastcurv.bench.report", "--help"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_reader_that_goes_away_is_no_error(arguments):
+    code, error = piped(*arguments)
+    assert code == 141 and "Traceback" not in error and "Exception ignored" not in error
+
+
+def test_a_reader_of_output_and_errors_may_go_away():
+    assert piped("fastcurv", "info", both=True)[0] == 141
+
+
+def test_closed_output_is_no_error():
+    command = [sys.executable, "-m", "fastcurv", "info"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_interrupting_prints_no_traceback(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_info", interrupt)
+    assert cli.main(["info"]) == 130
+
+
+def test_help_needs_no_extra_and_names_the_program():
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "for name in ('matplotlib', 'sklearn', 'tqdm', 'triton', 'cupy', 'fastcurv._C'): sys.modules[name] = None\n"
+        "for module in ('report', 'gpu', 'exercise', 'osgd_claim'):\n"
+        "    try: runpy.run_module(f'fastcurv.bench.{module}', run_name='__main__')\n"
+        "    except SystemExit as end: assert end.code == 0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    for module in ("report", "gpu", "exercise", "osgd_claim"):
+        assert f"usage: python -m fastcurv.bench.{module} " in done.stdout, done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -109,6 +109,37 @@ def test_baseline_clone_gives_the_same_bits(tmp_path):
                 assert torch.equal(cases.bits(a), cases.bits(b))
 
 
+@pytest.mark.parametrize("value", ["avx2", "AVX512", "x86-64-v5", "0", " "])
+def test_simd_level_that_does_not_exist_is_refused_at_first_use(value):
+    code = (
+        "import fastcurv, torch\n"
+        "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)\n"
+        "for call in (fastcurv.AdamW([p], lr=0.1).step, lambda: fastcurv.ops.orthogonalize([torch.eye(3)])):\n"
+        "    try: call()\n"
+        "    except ValueError as error: print(error, p.tolist())\n"
+        "print({row.reason for row in fastcurv.backends() if row.backend == 'cpp'})\n"
+        "from fastcurv import cli; cli.main(['info'])"
+    )
+    told = f"FASTCURV_SIMD='{value}': expected default, x86-64-v3 or x86-64-v4"
+    out = child(code, FASTCURV_SIMD=value).splitlines()
+    assert out[0].startswith(told) and out[0].endswith("[1.0, 1.0, 1.0]") and out[1].startswith(told)
+    assert told in out[2] and any(line.startswith(f"SIMD level         {told}") for line in out)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcurv", "bench"], env={**os.environ, "FASTCURV_SIMD": value},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["true", "2", "yes", "maybe"])
+def test_triton_interpret_other_than_0_or_1_is_refused(value):
+    pytest.importorskip("triton")
+    code = "import fastcurv; print({row.reason for row in fastcurv.backends() if row.op == 'adam' and row.backend == 'triton'})"
+    if not torch.cuda.is_available():
+        code = "import torch; torch.cuda.is_available = lambda: True; torch.cuda.current_device = lambda: 0; " + code
+    assert f"TRITON_INTERPRET='{value}': expected 0 or 1" in child(code, TRITON_INTERPRET=value)
+
+
 def test_binary_is_tied_to_no_torch():
     listed = subprocess.run(["ldd", native.__file__], capture_output=True, text=True, check=True).stdout
     names = [line.split()[0] for line in listed.splitlines()]  # an address may contain anything

@@ -1,7 +1,10 @@
 #include "simd.h"
 
+#include <algorithm>
 #include <cstdlib>
-#include <cstring>
+#include <iterator>
+#include <stdexcept>
+#include <string>
 
 #include "../fastcurv.h"
 
@@ -12,10 +15,15 @@ const char* const kNames[] = {"default", "x86-64-v3", "x86-64-v4"};
 
 Simd detect() {
   Simd most = Simd::v4;  // that is wanted
-  if (const char* wanted = std::getenv("FASTCURV_SIMD")) {
-    for (int level = 0; level < 3; ++level) {
-      if (std::strcmp(wanted, kNames[level]) == 0) most = static_cast<Simd>(level);
+  const char* variable = std::getenv("FASTCURV_SIMD");
+  if (const std::string wanted = variable ? variable : ""; !wanted.empty()) {
+    const auto name = std::find(std::begin(kNames), std::end(kNames), wanted);
+    if (name == std::end(kNames)) {
+      throw std::invalid_argument(
+          "FASTCURV_SIMD='" + wanted +
+          "': expected default, x86-64-v3 or x86-64-v4; unset, it is the best of this processor");
     }
+    most = static_cast<Simd>(name - kNames);
   }
 #if defined(__x86_64__)
   __builtin_cpu_init();
