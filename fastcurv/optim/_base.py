@@ -168,13 +168,14 @@ class MultiTensorOptimizer(StatefulOptimizer):
             # Intervals are for the constructor: a scheduler may leave them by a rounding error.
             self._op.check(arguments, device, intervals=False)
             self._check_averages(arguments)
-            calls.append(partial(self._launch, bucket, lists, arguments))
+            launch = partial(self._op.launch, bucket.space, lists, self.backend, arguments)
+            calls.append(partial(self._follow_and, launch, bucket.params) if self._anchors else launch)
         return calls
 
-    def _launch(self, bucket: _Bucket, lists: Sequence[list[Tensor]], arguments: dict[str, Any]) -> None:
-        self._follow(bucket.params)
-        self._op.launch(bucket.space, lists, self.backend, arguments)
-        for param in bucket.params if self._anchors else ():
+    def _follow_and(self, launch: Callable[[], None], params: list[Tensor]) -> None:
+        self._follow(params)
+        launch()
+        for param in params:
             self._anchors.settle(param, self._has_moved(param))
 
     def _gather_anew(

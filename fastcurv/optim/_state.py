@@ -95,7 +95,7 @@ class StatefulOptimizer(Optimizer):
         return (kept != self._initial(self._anchored, param)).any()
 
     def _follow(self, params: list[Tensor]) -> None:
-        for param in params if self._anchors else ():
+        for param in params:
             self._anchors.follow(param, self.state[param][self._anchored], self._initial(self._anchored, param))
 
     def _keep_state(self) -> None:

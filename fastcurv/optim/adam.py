@@ -202,8 +202,7 @@ class RAdam(_AdamFamily):
         differentiable: Must be False.
         fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
-            1 - 2^-8, above which averages would stand still; None: float32.
+        state_dtype: As of `Adam`.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
@@ -274,8 +273,7 @@ class NAdam(_AdamFamily):
         differentiable: Must be False.
         fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
-            1 - 2^-8, above which averages would stand still; None: float32.
+        state_dtype: As of `Adam`.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
@@ -355,8 +353,7 @@ class Yogi(_AdamFamily):
         differentiable: Must be False.
         fused: Whether the kernel does GradScaler's part, as in `Adam`.
         backend: `cuda`, `triton`, `cpp`, `reference`, or None for the best that can run.
-        state_dtype: torch.bfloat16 keeps the moments of float32 parameters in bfloat16, for betas of at most
-            1 - 2^-8, above which averages would stand still; None: float32.
+        state_dtype: As of `Adam`.
 
     Raises:
         ValueError: On a hyper-parameter out of range, or an option that cannot be honoured.
