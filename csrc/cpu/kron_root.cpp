@@ -223,13 +223,13 @@ struct KronRoot {
   }
 
   // X times a power of two. Returns whether all that this thread has seen is finite.
-  static FC_INLINE bool store(const Real* x, long long n, long long padded, int exponent, Real* out,
-                              const Team& team) {
+  static FC_INLINE bool store(const Real* x, long long n, long long padded, int exponent, Real* out, const Team& team) {
     const double half = std::ldexp(1.0, exponent / 2), rest = std::ldexp(1.0, exponent - exponent / 2);
     int infinite = 0;
     for (long long i = team.rank; i < n; i += team.size) {
       for (long long j = 0; j < n; ++j) {
-        out[i * n + j] = static_cast<Real>(half * static_cast<double>(x[row_at(padded, j / kStrip, i) + j % kStrip]) * rest);
+        out[i * n + j] =
+            static_cast<Real>(half * static_cast<double>(x[row_at(padded, j / kStrip, i) + j % kStrip]) * rest);
         infinite |= is_infinite(out[i * n + j]);
       }
     }

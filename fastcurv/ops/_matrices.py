@@ -205,12 +205,22 @@ def unit(peaks: Tensor, part: float = 0.3) -> Tensor:
     return torch.where(is_extreme, exponents.neg().exp2(), 1.0).to(peaks.dtype)
 
 
-def norm(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """The Euclidean norm, float64 with reduced dimensions kept; no square overflows or vanishes."""
+Dims = int | tuple[int, ...] | None
+
+
+def scaled(x: Tensor, dim: Dims = None) -> tuple[Tensor, Tensor | float]:
+    """A tensor whose squares float64 holds, and what power of two it was multiplied by; others are so already."""
     if x.dtype != torch.float64 or not x.numel():
-        return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float64)
+        return x, 1.0
     scale = unit(torch.linalg.vector_norm(x, math.inf, dim=dim, keepdim=True))
-    return torch.linalg.vector_norm(x * scale, dim=dim, keepdim=True) / scale
+    return x * scale, scale
+
+
+def norm(x: Tensor, dim: Dims = None) -> Tensor:
+    """The Euclidean norm, float64 with reduced dimensions kept: infinite only if an element is."""
+    x, scale = scaled(x, dim)
+    size = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float64)
+    return torch.where(size.isfinite(), (size / scale).clamp(max=torch.finfo(torch.float64).max), size)
 
 
 def mirrored(matrices: Tensor) -> Tensor:

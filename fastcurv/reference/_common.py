@@ -43,13 +43,21 @@ def unit(x: Tensor, dim: int | None = None, part: float = 0.3) -> Tensor:
 def norm(x: Tensor, dim: int | None = None) -> Tensor:
     """The Euclidean norm, float64; no square overflows or vanishes."""
     scale = unit(x, dim)
-    return torch.linalg.vector_norm(x * scale, dim=dim, keepdim=dim is not None).double() / scale.double()
+    scaled: Tensor = torch.linalg.vector_norm(x * scale, dim=dim, keepdim=dim is not None)
+    return scaled.double() / scale.double()
 
 
 def mean(x: Tensor, dim: int | None = None) -> Tensor:
-    """The mean, float64; no sum overflows."""
-    scale = unit(x, dim).double()
-    return (x.double() * scale).mean(dim=dim, keepdim=dim is not None) / scale
+    """The mean; no sum overflows."""
+    scale = unit(x, dim)
+    return (x * scale).mean(dim=dim, keepdim=dim is not None) / scale
+
+
+def times(factor: float, x: Tensor) -> Tensor:
+    """A product with a factor that may be beyond the dtype."""
+    limits = torch.finfo(x.dtype)
+    is_held = limits.tiny <= factor <= limits.max
+    return factor * x if is_held else (factor * x.double()).to(x.dtype)
 
 
 def one_minus_power(beta: float, t: float) -> float:
@@ -98,7 +106,7 @@ def solve_damped(
     for i, factor in enumerate(factors):
         if info[i] == 0:
             continue
-        mean_diagonal = mean(factor.diagonal()).item()
+        mean_diagonal = mean(factor.diagonal().double()).item()
         symmetric = factor.tril() + factor.tril(-1).mT
         info[i] = -1
         for tries in range(4):

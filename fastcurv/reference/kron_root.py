@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcurv.reference._common import solve_damped, unit
+from fastcurv.reference._common import solve_damped, times, unit
 
 MOST_STEPS = 80
 
@@ -43,7 +43,7 @@ def _root(matrix: Tensor, p: int) -> Tensor | None:
         t = ((p + 1) * one - m) / p
         x = _symmetric(x @ t)
         if error < small:  # what is left is about its square
-            return x * scale.item() ** (1 / p)
+            return times(scale.item() ** (1 / p), x)
         m = _symmetric(torch.linalg.matrix_power(t, p) @ m)
     return None
 
