@@ -30,9 +30,7 @@ struct LambRule : LambOp, SteppingRule<Param, State, LambOp::kStep> {
     T grad_factor, weight_decay, beta1, one_minus_beta1, beta2, one_minus_beta2, correction, eps;
     double lr;
   };
-  struct Row {
-    T step_size;
-  };
+  using Row = Factored<T>;  // the step size
 
   static FC_INLINE Coefficients coefficients(const Args& args, const Table& table, long long tensor) {
     const long long step = Base::step(table, tensor);
@@ -66,12 +64,12 @@ struct LambRule : LambOp, SteppingRule<Param, State, LambOp::kStep> {
   }
   static FC_INLINE Row row(const Coefficients& c, const double* sums, long long, const Table&, long long, long long) {
     const double norm = square_root(sums[0]), update_norm = square_root(sums[1]);
-    return {static_cast<T>(norm == 0.0 || update_norm == 0.0 ? c.lr : c.lr * (norm / update_norm))};
+    return factored(norm == 0.0 || update_norm == 0.0 ? c.lr : c.lr * (norm / update_norm), T());
   }
-  static FC_INLINE Row no_row(const Coefficients& c) { return {static_cast<T>(c.lr)}; }
+  static FC_INLINE Row no_row(const Coefficients& c) { return factored(c.lr, T()); }
 
   static FC_INLINE void element(const Coefficients& c, const Row& row, T* x) {
-    x[kParam] = x[kParam] - row.step_size * direction(c, x);
+    x[kParam] = x[kParam] - row.times(direction(c, x));
   }
 };
 

@@ -32,9 +32,7 @@ struct LarsRule : LarsOp, ElementRule<Param, State> {
     double weight_decay, trust_coefficient, eps;
     bool nesterov;
   };
-  struct Row {
-    T ratio;
-  };
+  using Row = Factored<T>;  // the ratio
 
   static FC_INLINE Coefficients coefficients(const Args& args, const Table&, long long) {
     Coefficients c;
@@ -57,13 +55,13 @@ struct LarsRule : LarsOp, ElementRule<Param, State> {
   static FC_INLINE Row row(const Coefficients& c, const double* sums, long long, const Table&, long long, long long) {
     const double norm = square_root(sums[0]), grad_norm = square_root(sums[1]);
     const double ratio = c.trust_coefficient * norm / (grad_norm + c.weight_decay * norm + c.eps);
-    return {norm == 0.0 || grad_norm == 0.0 ? T(1) : static_cast<T>(ratio)};
+    return factored(norm == 0.0 || grad_norm == 0.0 ? 1.0 : ratio, T());
   }
-  static FC_INLINE Row no_row(const Coefficients&) { return {T(1)}; }
+  static FC_INLINE Row no_row(const Coefficients&) { return {T(1), T(1)}; }
 
   static FC_INLINE void element(const Coefficients& c, const Row& row, T* x) {
     T g = x[kGrad] * c.grad_factor;
-    g = row.ratio * (c.l2 != T(0) ? g + c.l2 * x[kParam] : g);
+    g = row.times(c.l2 != T(0) ? g + c.l2 * x[kParam] : g);
     x[kMomentumBuffer] = c.momentum * x[kMomentumBuffer] + g;
     x[kParam] = x[kParam] - c.lr * (c.nesterov ? g + c.momentum * x[kMomentumBuffer] : x[kMomentumBuffer]);
   }

@@ -69,7 +69,8 @@ struct NeroRule : NeroOp, SteppingRule<Param, State, NeroOp::kStep> {
     if (!c.constraints || length == 1) return out;
     const double n = static_cast<double>(length);
     out.mean = (sums[0] - out.rate * sums[1]) / n;
-    const double square = sums[2] - out.rate * (2.0 * sums[3] - out.rate * sums[4]);
+    // The squares of the gradients of a row that stays may be beyond double.
+    const double square = out.rate == 0.0 ? sums[2] : sums[2] - out.rate * (2.0 * sums[3] - out.rate * sums[4]);
     const double centred = square - n * out.mean * out.mean;
     // Weights that are equal in their first 23 bits have no direction but that of their rounding: they become zero.
     out.inverse_norm = centred <= kAlike * square ? 0.0 : 1.0 / square_root(centred);

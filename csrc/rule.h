@@ -105,6 +105,20 @@ struct SteppingRule : ElementRule<Param, State> {
 constexpr int kThreads = 256;
 constexpr Launch launch_of(bool is_double) { return {is_double ? 2 : 3, kThreads}; }
 
+// A factor, as one in the range of T and a power of two.
+template <typename T>
+struct Factored {
+  T value, power;
+
+  FC_INLINE T times(T x) const { return power * (value * x); }
+};
+FC_INLINE Factored<double> factored(double factor, double) { return {factor, 1.0}; }
+FC_INLINE Factored<float> factored(double factor, float) {
+  if (factor >= 0x1p128) return {static_cast<float>(factor * 0x1p-126), 0x1p126f};
+  if (factor < 0x1p-126) return {static_cast<float>(factor * 0x1p126), 0x1p-126f};
+  return {static_cast<float>(factor), 1.0f};
+}
+
 // A value as it comes back from storage.
 template <typename Storage, typename T>
 FC_INLINE T stored(T value) {

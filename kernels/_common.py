@@ -98,6 +98,15 @@ def divide(a, b):
 
 
 @triton.jit
+def factored(factor, COMPUTE: tl.constexpr):
+    """A factor, as one in the range of the arithmetic dtype and a power of two, by the operations of csrc/rule.h."""
+    power = tl.where(factor == factor, 1.0, 1.0).to(tl.float64)
+    if COMPUTE == tl.float32:
+        power = tl.where(factor >= 2.0**128, 2.0**126, tl.where(factor < 2.0**-126, 2.0**-126, power))
+    return (factor / power).to(COMPUTE), power.to(COMPUTE)
+
+
+@triton.jit
 def widened(x, COMPUTE: tl.constexpr):
     """Exact value of a loaded x in the arithmetic dtype.
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import divide, load, one_minus_power, read_scalar, square_root, store, stored
+from ._common import divide, factored, load, one_minus_power, read_scalar, square_root, store, stored
 from ._table import advance_step, step_of
 from ._update import Rule, launch
 
@@ -67,7 +67,7 @@ def _row(c, sums, length, record_ptr, row, mask, OPTIONS: tl.constexpr, COMPUTE:
     norm = tl.sqrt(sums[0])
     update_norm = tl.sqrt(sums[1])
     none = (norm == 0.0) | (update_norm == 0.0)
-    return (tl.where(none, c[8], c[8] * (norm / tl.where(none, 1.0, update_norm))).to(COMPUTE),)
+    return factored(tl.where(none, c[8], c[8] * (norm / tl.where(none, 1.0, update_norm))), COMPUTE)
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.con
     p = load(lists[0], offsets, mask, COMPUTE)
     m = load(lists[2], offsets, mask, COMPUTE)
     v = load(lists[3], offsets, mask, COMPUTE)
-    store(lists[0], offsets, p - row[0] * _direction(p, m, v, c), mask)
+    store(lists[0], offsets, p - row[1] * (row[0] * _direction(p, m, v, c)), mask)
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def _update_alone(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: 
 
 _PLAIN = Rule("ppss-", _coefficients, _update_alone, advance_step)
 # Every tensor is a row: whatever stands in no_row goes nowhere.
-_ADAPTIVE = Rule("ppss-", _coefficients, _update, advance_step, _first, 2, _row, (0.0,))
+_ADAPTIVE = Rule("ppss-", _coefficients, _update, advance_step, _first, 2, _row, (0.0, 1.0))
 
 
 def lamb_(

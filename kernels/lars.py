@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import load, read_scalar, store
+from ._common import factored, load, read_scalar, store
 from ._update import Rule, launch
 
 
@@ -41,7 +41,7 @@ def _row(c, sums, length, record_ptr, row, mask, OPTIONS: tl.constexpr, COMPUTE:
     grad_norm = tl.sqrt(sums[1])
     none = (norm == 0.0) | (grad_norm == 0.0)
     denominator = tl.where(none, 1.0, grad_norm + c[4] * norm + c[6])
-    return (tl.where(none, 1.0, c[5] * norm / denominator).to(COMPUTE),)
+    return factored(tl.where(none, 1.0, c[5] * norm / denominator), COMPUTE)
 
 
 @triton.jit
@@ -50,13 +50,13 @@ def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.con
     grad_factor, l2, momentum, lr, _, _, _ = c
     p = load(lists[0], offsets, mask, COMPUTE)
     g = load(lists[1], offsets, mask, COMPUTE) * grad_factor
-    g = row[0] * tl.where(l2 != 0, g + l2 * p, g)
+    g = row[1] * (row[0] * tl.where(l2 != 0, g + l2 * p, g))
     b = momentum * load(lists[2], offsets, mask, COMPUTE) + g
     store(lists[2], offsets, b, mask)
     store(lists[0], offsets, p - lr * (g + momentum * b if OPTIONS[0] else b), mask)
 
 
-_PLAIN = Rule("pps", _coefficients, _update, no_row=(1.0,))
+_PLAIN = Rule("pps", _coefficients, _update, no_row=(1.0, 1.0))
 _ADAPTIVE = _PLAIN._replace(first=_first, sums=2, row=_row)
 
 

@@ -52,7 +52,8 @@ def _row(c, sums, length, record_ptr, row, mask, OPTIONS: tl.constexpr, COMPUTE:
     if OPTIONS[0]:
         n = length.to(tl.float64)
         mean_after = (sums[0] - rate * sums[1]) / n
-        square = sums[2] - rate * (2.0 * sums[3] - rate * sums[4])
+        # The squares of the gradients of a row that stays may be beyond double.
+        square = tl.where(rate == 0.0, sums[2], sums[2] - rate * (2.0 * sums[3] - rate * sums[4]))
         centred = square - n * mean_after * mean_after
         alike = centred <= square * _ALIKE
         inverse = tl.where(alike, 0.0, 1.0 / tl.sqrt(tl.where(alike, 1.0, centred)))

@@ -48,6 +48,7 @@ FC_INLINE void attempt(const Factor& f, const Team& team, const Solve& solve) {
       if (team.rank == 0) *f.info = tries;
       return;
     }
+    if (tries > 0) found = kNoInverse;  // what jitter made infinite was finite before
     jitter = jitter == 0.0 ? kJitter * mean : 10.0 * jitter;
   }
   if (team.rank == 0) {

@@ -55,6 +55,8 @@ struct KronRoot {
   static constexpr int kMostSteps = 80;
   // M is so near to the identity that after another step what is left, about the square, is rounding.
   static constexpr double kSmall = sizeof(Real) == 4 ? 0x1p-13 : 0x1p-27;
+  // Beyond this, or its reciprocal, norms are taken of matrices times or over a power of two.
+  static constexpr double kMuch = 0x1p1000, kShift = 0x1p128;
 
   static FC_INLINE void run(const Factor* factor, Room<Real>* room, const Team* team, long long p) {
     const Factor& f = *factor;
@@ -65,10 +67,17 @@ struct KronRoot {
       const bool is_read = load(static_cast<const Real*>(f.in), n, padded, shift, m, *team);
       if (!room->finite.all(is_read, *team)) return kNotFinite;
 
-      const double norm = largest(&room->norms, row_sums(m, n, padded, *team), *team);
+      double norm = largest(&room->norms, row_sums(m, n, padded, 1.0, *team), *team), unit = 1.0;
       if (!(norm > 0.0)) return n ? kNoInverse : 0;
+      if (!(norm < kMuch) || norm < 1.0 / kMuch) {  // then it, or z, may be beyond double
+        unit = norm < 1.0 ? kShift : 1.0 / kShift;
+        norm = largest(&room->norms, row_sums(m, n, padded, unit, *team), *team);
+      }
       const double z = static_cast<double>(std::min(p + 1, kNewtonStart)) / (2.0 * norm);
-      start(n, padded, z, std::pow(z, 1.0 / static_cast<double>(p)), m, x, *team);
+      const double power = 1.0 / static_cast<double>(p), root = std::pow(z, power) * std::pow(unit, power);
+      // A power of two apart from X, which would lose digits where it is small.
+      int exponent = 0;
+      start(n, padded, z, unit, std::frexp(root, &exponent), m, x, *team);
       bool is_done = false;
       for (int k = 0; k < kMostSteps && !is_done; ++k) {
         const double error = largest(&room->errors, newton(padded, p, m, t, *team), *team);
@@ -88,7 +97,7 @@ struct KronRoot {
           }
         }
       }
-      const bool is_stored = is_done && store(x, n, padded, static_cast<Real*>(f.out), *team);
+      const bool is_stored = is_done && store(x, n, padded, exponent, static_cast<Real*>(f.out), *team);
       return room->finite.all(is_stored, *team) ? 0 : kNoInverse;
     });
   }
@@ -98,11 +107,11 @@ struct KronRoot {
   static FC_INLINE long long row_at(long long padded, long long s, long long i) { return (s * padded + i) * kStrip; }
 
   // M and X at the start. Padding is the identity, and stays so.
-  static FC_INLINE void start(long long n, long long padded, double z, double root, Real* m, Real* x,
+  static FC_INLINE void start(long long n, long long padded, double z, double unit, double root, Real* m, Real* x,
                               const Team& team) {
     for (long long s = team.rank; s < padded / kStrip; s += team.size) {
       for (long long e = row_at(padded, s, 0); e < row_at(padded, s + 1, 0); ++e) {
-        m[e] = static_cast<Real>(z * static_cast<double>(m[e]));
+        m[e] = static_cast<Real>(z * (unit * static_cast<double>(m[e])));
         x[e] = Real();
       }
       for (long long c = 0; c < kStrip; ++c) {
@@ -168,13 +177,15 @@ struct KronRoot {
     return !infinite;
   }
 
-  // The largest sum of sizes in those rows that this thread has, which are columns as well.
-  static FC_INLINE double row_sums(const Real* a, long long n, long long padded, const Team& team) {
+  // The largest sum of sizes in those rows that this thread has, which are columns as well, times a unit.
+  static FC_INLINE double row_sums(const Real* a, long long n, long long padded, double unit, const Team& team) {
     double result = 0.0;
     for (long long s = team.rank; s < padded / kStrip; s += team.size) {
       double sums[kStrip] = {};
       for (long long i = 0; i < n; ++i) {
-        for (long long c = 0; c < kStrip; ++c) sums[c] += std::abs(static_cast<double>(a[row_at(padded, s, i) + c]));
+        for (long long c = 0; c < kStrip; ++c) {
+          sums[c] += unit * std::abs(static_cast<double>(a[row_at(padded, s, i) + c]));
+        }
       }
       result = std::max(result, *std::max_element(sums, sums + kStrip));
     }
@@ -211,12 +222,14 @@ struct KronRoot {
     team.wait();
   }
 
-  // Returns whether all that this thread has seen is finite.
-  static FC_INLINE bool store(const Real* x, long long n, long long padded, Real* out, const Team& team) {
+  // X times a power of two. Returns whether all that this thread has seen is finite.
+  static FC_INLINE bool store(const Real* x, long long n, long long padded, int exponent, Real* out, const Team& team) {
+    const double half = std::ldexp(1.0, exponent / 2), rest = std::ldexp(1.0, exponent - exponent / 2);
     int infinite = 0;
     for (long long i = team.rank; i < n; i += team.size) {
       for (long long j = 0; j < n; ++j) {
-        out[i * n + j] = x[row_at(padded, j / kStrip, i) + j % kStrip];
+        out[i * n + j] =
+            static_cast<Real>(half * static_cast<double>(x[row_at(padded, j / kStrip, i) + j % kStrip]) * rest);
         infinite |= is_infinite(out[i * n + j]);
       }
     }

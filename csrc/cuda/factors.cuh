@@ -26,9 +26,11 @@ struct BlockFactor : Factor {
 
   // Threads must meet before the next sum over the block.
   __device__ __forceinline__ double mean_of_diagonal() const {
+    // By a power of two, so that no sum overflows and no bit changes.
+    constexpr double kMost = 1 << 20;
     double sum = 0.0;
-    for (long long i = threadIdx.x; i < n; i += kMatrixThreads) sum += from()[i * n + i];
-    return block_sum(sum) / static_cast<double>(n);
+    for (long long i = threadIdx.x; i < n; i += kMatrixThreads) sum += from()[i * n + i] / kMost;
+    return block_sum(sum) / static_cast<double>(n) * kMost;
   }
 
   // Ends without a result of its own.

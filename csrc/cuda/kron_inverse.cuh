@@ -27,7 +27,7 @@ struct KronInverse {
       __syncthreads();
       load(f, static_cast<T>(*f.damping + jitter), shared);
       __syncthreads();
-      if (shared.is_infinite) return f.give_up(kNotFinite);
+      if (shared.is_infinite) return f.give_up(tries ? kNoInverse : kNotFinite);
       if (f.n <= most_rows(kFactorRows, sizeof(T))) {
         sweep<kFactorRows>(f, z, shared);
       } else {

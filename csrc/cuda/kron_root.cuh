@@ -14,6 +14,8 @@ struct KronRoot : Squares<blocks> {
   // Eigenvalues of the size of rounding take 61 steps. What is left after the last is about the square of this.
   static constexpr int kMostSteps = 80;
   static constexpr double kSmall = 0x1p-27;
+  // Beyond this, or its reciprocal, sums of squares are taken of a matrix times or over a power of two.
+  static constexpr double kMuch = 0x1p900, kShift = 0x1p600;
 
   static __device__ __forceinline__ void run(const BlockFactor<T>& f, long long p, double* shared) {
     const Tile m = {shared}, x = {m.values + tile_size(blocks)}, t = {x.values + tile_size(blocks)};
@@ -21,9 +23,9 @@ struct KronRoot : Squares<blocks> {
     double jitter = 0.0;
     for (int tries = 0; tries <= kJitters; ++tries) {
       __syncthreads();  // nobody still takes a sum, or stores a result
-      if (load(f, *f.damping + jitter, m) > 0.0) return f.give_up(kNotFinite);
-      const double z = find(f, p, m, x, t);
-      if (z > 0.0 && store(f, x, pow(z, 1.0 / static_cast<double>(p))) == 0.0) {
+      if (load(f, *f.damping + jitter, m) > 0.0) return f.give_up(tries ? kNoInverse : kNotFinite);
+      const double root = find(f, p, m, x, t);
+      if (root > 0.0 && store(f, x, root) == 0.0) {
         if (threadIdx.x == 0) *f.info = tries;
         return;
       }
@@ -58,15 +60,27 @@ struct KronRoot : Squares<blocks> {
     return block_sum(infinite);
   }
 
-  // X over its factor at the start; returns z, or 0 if there is no root.
+  // Every thread takes its own entries alone.
+  static __device__ __forceinline__ double squares(const Tile& m) {
+    double square = 0.0;
+    Entries().each([&](int i, int j, double) { square += m(i, j) * m(i, j); });
+    return block_sum(square);
+  }
+
+  // X over its factor at the start; returns that factor, or 0 if there is no root.
   static __device__ __forceinline__ double find(const BlockFactor<T>& f, long long p, const Tile& m, const Tile& x,
                                                 const Tile& t) {
     const int n = static_cast<int>(f.n);
     const double powers = static_cast<double>(p);
     __syncthreads();
-    double square = 0.0;
-    Entries().each([&](int i, int j, double) { square += m(i, j) * m(i, j); });
-    const double norm = square_root(block_sum(square));
+    double square = squares(m), unit = 1.0;
+    if (!(square < kMuch) || square < 1.0 / kMuch) {  // what its terms are is beyond double, or nearly
+      unit = square < 1.0 ? kShift : 1.0 / kShift;
+      __syncthreads();
+      Entries().each([&](int i, int j, double) { m(i, j) *= unit; });
+      square = squares(m);
+    }
+    const double norm = square_root(square);
     if (!(norm > 0.0)) return 0.0;
     const double z = static_cast<double>(p + 1 < kNewtonStart ? p + 1 : kNewtonStart) / (2.0 * norm);
     __syncthreads();
@@ -87,7 +101,7 @@ struct KronRoot : Squares<blocks> {
       if (!(error <= (powers + 1.0) * static_cast<double>(n))) return 0.0;
       __syncthreads();
       multiply(x, t, x, n);
-      if (error < kSmall) return z;
+      if (error < kSmall) return pow(z, 1.0 / powers) * pow(unit, 1.0 / powers);
       for (long long q = p; q; q >>= 1) {
         if (q & 1) multiply(t, m, m, n);
         if (q > 1) multiply(t, t, t, n);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -192,6 +193,39 @@ def each(function: Callable[[Tensor, Tensor], int], matrices: list[Tensor], outs
     else:
         for k in range(len(order)):
             run(k)
+
+
+def unit(peaks: Tensor, part: float = 0.3) -> Tensor:
+    """Powers of two that bring magnitudes near one; 1 where their exponents are within a part of the dtype's range.
+
+    Multiplying by a power of two is exact, so that the bits of a norm or mean stay what they were.
+
+    Args:
+        peaks: Float32 or float64, the largest magnitude of each of some tensors.
+        part: Of the dtype's exponents: below a half squares are safe.
+    """
+    most = math.log2(torch.finfo(peaks.dtype).max)
+    exponents = peaks.double().log2().floor().clamp(2 - most, most - 2)
+    is_extreme = peaks.isfinite() & (exponents.abs() > part * most)
+    return torch.where(is_extreme, exponents.neg().exp2(), 1.0).to(peaks.dtype)
+
+
+Dims = int | tuple[int, ...] | None
+
+
+def scaled(x: Tensor, dim: Dims = None) -> tuple[Tensor, Tensor | float]:
+    """A tensor whose squares float64 holds, and what power of two it was multiplied by; others are so already."""
+    if x.dtype != torch.float64 or not x.numel():
+        return x, 1.0
+    scale = unit(torch.linalg.vector_norm(x, math.inf, dim=dim, keepdim=True))
+    return x * scale, scale
+
+
+def norm(x: Tensor, dim: Dims = None) -> Tensor:
+    """The Euclidean norm, float64 with reduced dimensions kept: infinite only if an element is."""
+    x, scale = scaled(x, dim)
+    size = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float64)
+    return torch.where(size.isfinite(), (size / scale).clamp(max=torch.finfo(torch.float64).max), size)
 
 
 def mirrored(matrices: Tensor) -> Tensor:

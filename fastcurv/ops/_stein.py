@@ -83,7 +83,7 @@ def stein(a: Tensor | float, b: Tensor | float, c: Tensor, d: Tensor, sign: int 
 
 def _generalised(whole: Tensor | float, part: Tensor, name: str, like: str) -> tuple[Tensor, Tensor]:
     """K and s with K^T whole K = I and K^T part K = diag(s)."""
-    part = (part + part.mT) / 2
+    part = _symmetric(part)
     if isinstance(whole, Tensor) and whole.numel() != 1:
         (whole,) = _kron.factors([whole], name)
         if whole.shape != part.shape or whole.dtype != part.dtype or whole.device != part.device:
@@ -94,7 +94,7 @@ def _generalised(whole: Tensor | float, part: Tensor, name: str, like: str) -> t
         lower, failed = torch.linalg.cholesky_ex(whole)
         half = torch.linalg.solve_triangular(lower, part, upper=False)
         reduced = torch.linalg.solve_triangular(lower, half.mT, upper=False)
-        reduced, usable = (reduced + reduced.mT) / 2, failed == 0
+        reduced, usable = _symmetric(reduced), failed == 0
     else:
         _check.number(name, whole)
         number = torch.as_tensor(whole, dtype=part.dtype, device=part.device).reshape(())
@@ -106,3 +106,8 @@ def _generalised(whole: Tensor | float, part: Tensor, name: str, like: str) -> t
         vectors = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)
     basis = torch.where(usable, vectors if lower is not None else vectors / number.sqrt(), torch.nan)
     return basis, torch.where(usable, values.clamp(min=0.0), torch.nan)
+
+
+def _symmetric(x: Tensor) -> Tensor:
+    total = x + x.mT
+    return torch.where(total.isfinite(), total / 2, x / 2 + x.mT / 2)

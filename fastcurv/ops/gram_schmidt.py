@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcurv import _backend
-from fastcurv.ops._matrices import NOT_FINITE, Work, in_groups, lone, wide, widened
+from fastcurv.ops._matrices import NOT_FINITE, Work, in_groups, lone, norm, wide, widened
 
 # On a GPU, up to this many elements a matrix is done by a block of its own.
 SMALL = 1 << 18
@@ -58,7 +58,7 @@ def _by_qr(otherwise: Work, matrices: list[Tensor], outs: list[Tensor], info: Te
         q, r = torch.linalg.qr(x if x.dtype in (torch.float32, torch.float64) else x.float())
         diagonal = r.diagonal()
         # Of a row less its projections, and of the row; not so where there is a NaN.
-        if (diagonal.abs() > NEARLY_ZERO * torch.linalg.vector_norm(r, dim=0, dtype=torch.float64)).all():
+        if (diagonal.abs() > NEARLY_ZERO * norm(r, dim=0)).all():
             wide(out).copy_(q.mT.mul_(diagonal.sign()[:, None]))
             info[i] = 0
         else:

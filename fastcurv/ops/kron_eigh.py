@@ -24,8 +24,8 @@ class Eigen(NamedTuple):
     Attributes:
         values: Of each factor its eigenvalues (n,), ascending.
         vectors: Likewise eigenvectors (n, n), in columns.
-        info: int32, on the device: 0, -1 where the iteration did not converge, -2 where the factor holds NaN or
-            infinity.
+        info: int32, on the device: 0, -1 where the iteration did not converge or an eigenvalue is beyond the dtype, -2
+            where the factor holds NaN or infinity.
     """
 
     values: list[Tensor]
@@ -93,7 +93,7 @@ def _decompose(matrix: Tensor, out: Tensor) -> int:
         out.zero_()
         return NOT_DEFINITE
     out[0], out[1:] = values, vectors
-    return 0
+    return 0 if bool(out[0].isfinite().all()) else NOT_DEFINITE
 
 
 def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
@@ -107,7 +107,8 @@ def _decompose_batches(matrices: list[Tensor], outs: list[Tensor], info: Tensor)
                 info[i] = _decompose(matrices[i], outs[i])
             continue
         numbers = _matrices.numbers(tuple(indices), batch.device)
-        info.index_copy_(0, numbers, torch.where(finite, 0, _matrices.NOT_FINITE).int())
+        held = torch.where(values.to(outs[indices[0]].dtype).isfinite().all(dim=1), 0, NOT_DEFINITE)
+        info.index_copy_(0, numbers, torch.where(finite, held, _matrices.NOT_FINITE).int())
         for i, value, vector in zip(indices, values, vectors, strict=True):
             outs[i][0], outs[i][1:] = value, vector
 
@@ -121,12 +122,12 @@ def check_method(factors: Sequence[Tensor] | Eigen, method: str, known: Sequence
 
 
 def root_of(
-    eigen: Eigen, damping: Tensor, previous: list[Tensor], p: int, backend: str | None
+    eigen: Eigen, damping: Tensor, previous: list[Tensor], p: int, backend: str | None, scale: Tensor | None = None
 ) -> tuple[list[Tensor], Tensor]:
     """(M + damping I)^(-1/p) from a decomposition of M, with the policies of `kron_inverse`.
 
     It is S S^T with S = Q (values + damping)^(-1/(2 p)): symmetric to the bit, by half a product. What fails has no S,
-    and `kron_factor_` leaves it as it was.
+    and `kron_factor_` leaves it as it was. `scale`: what M and the damping were multiplied by.
     """
     values, vectors, found = eigen
     roots = [v.clone() for v in previous] if previous else [torch.zeros_like(v) for v in vectors]
@@ -137,7 +138,7 @@ def root_of(
     numbers = _matrices.numbers(tuple(full), found.device)
     found, damping = found.index_select(0, numbers), damping.index_select(0, numbers)
     least = torch.stack([values[i].amin() for i in full]).double()
-    mean = torch.stack([values[i].mean() for i in full]).double()
+    mean = torch.stack([(values[i].double() / len(values[i])).sum() for i in full])
     jitters = torch.tensor(
         [0.0, *(10.0 ** (tries - 7) for tries in range(1, TRIES))], dtype=torch.float64, device=mean.device
     )
@@ -146,12 +147,24 @@ def root_of(
     positive = (least[:, None] + shifts > 0) & (finite & (found == 0))[:, None]
     tries = positive.int().argmax(dim=1)
     shift = torch.where(positive.any(dim=1), shifts.gather(1, tries[:, None])[:, 0], torch.nan)
-    halves = [
-        (vectors[i] * ((values[i].double() + s) ** (-0.5 / p)).to(vectors[i].dtype)).mT.contiguous()
-        for i, s in zip(full, shift, strict=True)
-    ]
     dtype = vectors[0].dtype
+    factor = torch.ones_like(shift) if scale is None else scale.index_select(0, numbers).pow(1 / p)
+    # Sums are scaled by what their largest can be: of very large ones `kron_factor_` takes none.
+    largest = ((least + shift).pow(-1 / p) * factor).clamp(max=torch.finfo(dtype).max)
+    units = _matrices.unit(largest.to(dtype), part=0.75).double()
+    halves = [
+        (vectors[i] * ((values[i].double() + s) ** (-0.5 / p) * f.sqrt()).to(dtype)).mT.contiguous()
+        for i, s, f in zip(full, shift, factor * units, strict=True)
+    ]
     _, failed = kron_factor_([roots[i] for i in full], halves, scale=1.0, dtype=dtype, backend=backend)
+    # On the CPU it is known which were scaled; asking a GPU would make the host wait.
+    is_known = units.device.type == "cpu" and not _library.must_dispatch([units])
+    for k in [k for k, u in enumerate(units.tolist()) if u != 1.0] if is_known else range(len(full)):
+        root, kept = roots[full[k]], previous[full[k]] if previous else torch.zeros_like(roots[full[k]])
+        result = torch.where(failed[k] == 0, root / units[k].to(dtype), torch.nan)
+        is_held = result.isfinite().all()
+        root.copy_(torch.where(is_held, result, kept))
+        failed[k] = torch.where(is_held, failed[k], _matrices.NOT_FINITE)
     result = torch.where(failed == 0, tries, torch.where(finite, NOT_DEFINITE, _matrices.NOT_FINITE))
     result = torch.where(found < 0, found, result)
     return roots, info.index_copy(0, numbers, result.int())

@@ -90,11 +90,34 @@ def _by_eigh(
     p: int,
     backend: str | None,
 ) -> tuple[list[Tensor], Tensor]:
-    eigen = factors if isinstance(factors, Eigen) else kron_eigh(factors)
-    values = _kron.dampings(damping, eigen.vectors)
-    before = [] if previous is None else _kron.factors(previous, "previous", like=eigen.vectors)
+    if isinstance(factors, Eigen):
+        values = _kron.dampings(damping, factors.vectors)
+        before = [] if previous is None else _kron.factors(previous, "previous", like=factors.vectors)
+        with torch.no_grad():
+            return root_of(factors, values, before, p, backend)
+    must_dispatch = _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)])
+    matrices = list(factors) if must_dispatch else _kron.factors(factors)
+    values = _kron.dampings(damping, matrices)
+    before = [] if previous is None else _kron.factors(previous, "previous", like=matrices)
+    full = [i for i, matrix in enumerate(matrices) if len(matrix)]
     with torch.no_grad():
-        return root_of(eigen, values, before, p, backend)
+        scale = torch.ones_like(values)
+        if full:
+            numbers = _matrices.numbers(tuple(full), values.device)
+            peaks = torch.stack([_peak(matrices[i], values[i]) for i in full])
+            # Scaled, or eigenvalues may be beyond the dtype that keeps them.
+            units = _matrices.unit(peaks, part=0.75)
+            scale = scale.index_copy(0, numbers, units.double())
+            # Of what is not finite with its damping there is no root.
+            values = values.index_copy(0, numbers, torch.where(peaks.isfinite(), values[numbers] * units, torch.inf))
+        eigen = kron_eigh([matrix * s.to(matrix.dtype) for matrix, s in zip(matrices, scale, strict=True)])
+        return root_of(eigen, values, before, p, backend, scale)
+
+
+def _peak(matrix: Tensor, damping: Tensor) -> Tensor:
+    """The largest magnitude in a matrix, also with what is added to its diagonal."""
+    damped = matrix.diagonal() + damping.to(matrix.dtype)
+    return torch.maximum(matrix.abs().amax(), damped.abs().amax())
 
 
 def _rooted(
@@ -191,8 +214,11 @@ def _by_products(
     a = _stacked(indices, factors)
     finite = torch.stack([factors[i] for i in indices]).isfinite().all(dim=2).all(dim=1)
     shift = damping.index_select(0, numbers)
-    finite &= shift.to(a.dtype).isfinite()
+    finite &= (a.diagonal(dim1=1, dim2=2) + shift.to(a.dtype)[:, None]).isfinite().all(dim=1)
     a = torch.where(finite[:, None, None], a, 0.0)
+    # Scaled, or the sum of a row may overflow, and a small root lose digits.
+    scale = _matrices.unit(torch.maximum(a.abs().amax(dim=(1, 2)), shift.to(a.dtype)), part=0.75)
+    a, shift = a * scale[:, None, None], shift * scale
     mean = a.diagonal(dim1=1, dim2=2).double().mean(dim=1)
     tries = torch.full_like(mean, NOT_DEFINITE, dtype=torch.int32)
     damped = a
@@ -203,6 +229,7 @@ def _by_products(
         damped = torch.where(good[:, None, None], trial, damped)
         tries = torch.where(good, k, tries)
     results, converged = iterate(damped, p)
+    results = results * scale.double().pow(1 / p).to(results.dtype)[:, None, None]
     good = finite & (tries >= 0) & converged & results.isfinite().all(dim=2).all(dim=1)
     found = torch.where(good, tries, torch.where(finite, NOT_DEFINITE, _matrices.NOT_FINITE))
     done = info.index_select(0, numbers) == 0

@@ -14,6 +14,8 @@ from fastcurv.ops._matrices import NOT_FINITE, in_groups, symmetric_product, wid
 SMALL = 128
 # From this ratio of its sides on a matrix is worth more passes over its Gram matrix and fewer over itself.
 TOGETHER = 1.5
+# Elements of a float64 matrix up to this have squares whose sum is finite.
+MUCH = 2.0**480
 
 Coefficients = list[tuple[float, float, float]]
 
@@ -64,8 +66,11 @@ def newton_schulz(
     name, implementation = _backend.choose("newton_schulz", matrices[0].device, backend)
     options = {"coefficients": coefficients, "dtype": dtype, "spectral": spectral, "eps": eps}
     run = functools.partial(implementation, **options)
-    if matrices[0].dtype == torch.float64 and eps == 0.0:  # its squares may be beyond it
-        matrices = [matrix / matrix.abs().amax().clamp(min=torch.finfo(matrix.dtype).tiny) for matrix in matrices]
+    if matrices[0].dtype == torch.float64:  # its squares may be beyond it
+        peaks = [matrix.abs().amax().clamp(min=torch.finfo(matrix.dtype).tiny) for matrix in matrices]
+        # With eps, a matrix whose norm may count as eps stays as it is.
+        divisors = peaks if eps == 0.0 else [(peak / MUCH).clamp(min=1.0) for peak in peaks]
+        matrices = [matrix / divisor for matrix, divisor in zip(matrices, divisors, strict=True)]
     if name in ("reference", "triton"):
         run(matrices, outs, info)
         return

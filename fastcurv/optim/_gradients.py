@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fastcurv import _alloc, _check, _library
+from fastcurv.ops._matrices import norm as norm_of
+from fastcurv.ops._matrices import scaled
 from fastcurv.ops.orthogonalize import orthogonalize
 
 NORMALIZATIONS = (None, "layer", "component")
@@ -119,9 +121,9 @@ class Orthogonalisation:
             _check.dense_tensor(grad, names.grad)
         if not grads:
             return
-        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64).to(grads[0].device) for g in grads])
+        norms = torch.stack([norm_of(g).reshape(()).to(grads[0].device) for g in grads])
         # What is not finite is no reason to stop all others.
-        norm = torch.linalg.vector_norm(torch.where(norms.isfinite(), norms, 0.0))
+        norm = norm_of(torch.where(norms.isfinite(), norms, 0.0)).reshape(())
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for param, grad in zip(labelled, grads, strict=True):
             param.grad = (grad * factor.to(grad.device)).to(grad.dtype)
@@ -325,5 +327,6 @@ def names_of(number: int, index: int, group: dict[str, Any]) -> Names:
 
 def _normalised(grad: Tensor, how: str) -> Tensor:
     dims = None if how == "layer" else tuple(range(1, grad.dim()))
-    norm = torch.linalg.vector_norm(grad, dim=dims, keepdim=True, dtype=torch.float64)
+    grad, _ = scaled(grad, dims)
+    norm = norm_of(grad, dims)
     return torch.where(norm.isfinite() & (norm > 0), grad / norm, 0.0).to(grad.dtype)

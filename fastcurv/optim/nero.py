@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fastcurv import _check
-from fastcurv.ops import nero_
+from fastcurv.ops import _matrices, nero_
 from fastcurv.optim._base import MultiTensorOptimizer
 
 
@@ -109,7 +109,9 @@ class Nero(MultiTensorOptimizer):
     def _initial(self, key: str, param: Tensor) -> Tensor:
         initial = super()._initial(key, param)
         if key == "scale" and param.numel():
-            scale = _neurons(param).norm(dim=1).mean()
+            neurons = _neurons(param)
+            unit = _matrices.unit(neurons.abs().amax())
+            scale = ((neurons * unit).norm(dim=1).mean() / unit).clamp(max=torch.finfo(unit.dtype).max)
             initial.copy_(torch.where(scale == 0, 0.01, scale))
         return initial
 
@@ -119,12 +121,14 @@ class Nero(MultiTensorOptimizer):
 
 def _projected(neurons: Tensor, dtype: torch.dtype) -> Tensor:
     """Neurons at mean zero and norm one; those that are there already, but for rounding to a dtype, as they were."""
-    exact = neurons.double()
-    means = exact.mean(dim=1, keepdim=True)
-    centred = neurons - means.to(neurons.dtype)
+    # By powers of two, which change no direction: no square overflows or vanishes.
+    scaled = neurons * _matrices.unit(neurons.abs().amax(dim=1, keepdim=True))
+    centred = scaled - scaled.double().mean(dim=1, keepdim=True).to(neurons.dtype)
     norms = centred.norm(dim=1, keepdim=True)
     # As in the op: weights that are equal but for rounding become zero.
-    alike = norms <= 2**-23 * neurons.norm(dim=1, keepdim=True)
+    alike = norms <= 2**-23 * scaled.norm(dim=1, keepdim=True)
+    exact = neurons.double()
+    means = exact.mean(dim=1, keepdim=True)
     # A step rounds each weight once; in float64 its sums are rounded too.
     rounding = max(torch.finfo(dtype).eps, 16 * torch.finfo(torch.float64).eps)
     there = (exact.norm(dim=1, keepdim=True) - 1).abs() <= rounding

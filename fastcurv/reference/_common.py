@@ -22,6 +22,44 @@ def gradient(grad: Tensor, param: Tensor, maximize: bool, grad_scale: Tensor | N
     return -g if maximize else g
 
 
+def unit(x: Tensor, dim: int | None = None, part: float = 0.3) -> Tensor:
+    """A power of two that brings the largest magnitude near one; 1 where its exponent is within a part of the range.
+
+    Multiplying by a power of two is exact, so that the bits of a norm or mean stay what they were.
+
+    Args:
+        x: Float32 or float64.
+        dim: Reduced, and kept; None: all.
+        part: Of the dtype's exponents: below a half squares are safe.
+    """
+    most = math.log2(torch.finfo(x.dtype).max)
+    if not x.numel():
+        return x.new_ones(())
+    peak = x.abs().amax(dim=() if dim is None else dim, keepdim=dim is not None).double()
+    exponent = peak.log2().floor().clamp(2 - most, most - 2)
+    return torch.where(peak.isfinite() & (exponent.abs() > part * most), exponent.neg().exp2(), 1.0).to(x.dtype)
+
+
+def norm(x: Tensor, dim: int | None = None) -> Tensor:
+    """The Euclidean norm, float64; no square overflows or vanishes."""
+    scale = unit(x, dim)
+    scaled: Tensor = torch.linalg.vector_norm(x * scale, dim=dim, keepdim=dim is not None)
+    return scaled.double() / scale.double()
+
+
+def mean(x: Tensor, dim: int | None = None) -> Tensor:
+    """The mean; no sum overflows."""
+    scale = unit(x, dim)
+    return (x * scale).mean(dim=dim, keepdim=dim is not None) / scale
+
+
+def times(factor: float, x: Tensor) -> Tensor:
+    """A product with a factor that may be beyond the dtype."""
+    limits = torch.finfo(x.dtype)
+    is_held = limits.tiny <= factor <= limits.max
+    return factor * x if is_held else (factor * x.double()).to(x.dtype)
+
+
 def one_minus_power(beta: float, t: float) -> float:
     """1 - beta^t, without the cancellation where beta is close to 1."""
     return -math.expm1(t * math.log(beta)) if beta else 1.0
@@ -68,14 +106,14 @@ def solve_damped(
     for i, factor in enumerate(factors):
         if info[i] == 0:
             continue
-        mean = factor.diagonal().double().mean().item()
+        mean_diagonal = mean(factor.diagonal().double()).item()
         symmetric = factor.tril() + factor.tril(-1).mT
         info[i] = -1
         for tries in range(4):
             damped = symmetric.clone()
-            damped.diagonal().add_(damping[i].item() + (10.0 ** (tries - 7) * mean if tries else 0.0))
+            damped.diagonal().add_(damping[i].item() + (10.0 ** (tries - 7) * mean_diagonal if tries else 0.0))
             if not (damped.isfinite().all() and factor.isfinite().all()):
-                info[i] = -2
+                info[i] = -1 if tries else -2
                 break
             result = solve(damped)
             if result is not None and result.isfinite().all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcurv.reference._common import solve_damped
+from fastcurv.reference._common import solve_damped, times, unit
 
 MOST_STEPS = 80
 
@@ -28,6 +28,8 @@ def kron_root(
 
 def _root(matrix: Tensor, p: int) -> Tensor | None:
     one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    scale = unit(matrix, part=0.75)  # or a row sum may overflow, and a small X lose digits
+    matrix = matrix * scale
     norm = matrix.abs().sum(dim=1).max().item() if len(matrix) else 1.0
     if norm == 0.0:
         return None
@@ -41,7 +43,7 @@ def _root(matrix: Tensor, p: int) -> Tensor | None:
         t = ((p + 1) * one - m) / p
         x = _symmetric(x @ t)
         if error < small:  # what is left is about its square
-            return x
+            return times(scale.item() ** (1 / p), x)
         m = _symmetric(torch.linalg.matrix_power(t, p) @ m)
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcurv.reference._common import compute_dtype, gradient, one_minus_power
+from fastcurv.reference._common import compute_dtype, gradient, norm, one_minus_power, times
 
 
 @torch.no_grad()
@@ -53,6 +53,6 @@ def lamb_(
             exp_avg_sq.to(g.dtype) / one_minus_power(beta2, t),
         )
         update = m_hat / (v_hat.sqrt() + eps) + weight_decay * theta
-        norm, update_norm = theta.norm().item(), update.norm().item()
-        ratio = norm / update_norm if adaptive and norm != 0 and update_norm != 0 else 1.0
-        param.copy_(theta - lr * ratio * update)
+        size, update_size = norm(theta).item(), norm(update).item()
+        ratio = size / update_size if adaptive and size != 0 and update_size != 0 else 1.0
+        param.copy_(theta - times(lr * ratio, update))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcurv.reference._common import compute_dtype, gradient
+from fastcurv.reference._common import compute_dtype, gradient, norm, times
 
 
 @torch.no_grad()
@@ -45,11 +45,11 @@ def lars_(
     )
     for param, grad, momentum_buffer in zip(params, grads, momentum_buffers, strict=True):
         theta, g = param.to(compute_dtype(param)), gradient(grad, param, maximize, grad_scale)
-        norm, grad_norm = theta.norm().item(), g.norm().item()
+        size, grad_size = norm(theta).item(), norm(g).item()
         ratio = 1.0
-        if adaptive and norm != 0 and grad_norm != 0:
-            ratio = trust_coefficient * norm / (grad_norm + weight_decay * norm + eps)
-        g = ratio * (g + weight_decay * theta)
+        if adaptive and size != 0 and grad_size != 0:
+            ratio = trust_coefficient * size / (grad_size + weight_decay * size + eps)
+        g = times(ratio, g + weight_decay * theta)
         b = momentum * momentum_buffer.to(g.dtype) + g
         momentum_buffer.copy_(b)
         param.copy_(theta - lr * (g + momentum * b if nesterov else b))

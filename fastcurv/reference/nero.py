@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcurv.reference._common import compute_dtype, gradient, one_minus_power
+from fastcurv.reference._common import compute_dtype, gradient, one_minus_power, unit
 
 
 @torch.no_grad()
@@ -48,11 +48,12 @@ def nero_(
         rows = param.shape[0] if param.dim() else 1
         w = param.to(compute_dtype(param)).reshape(rows, -1)
         g = gradient(grad, param, maximize, grad_scale).reshape(rows, -1)
-        s = beta * average.reshape(rows, 1) + (1 - beta) * g.square().sum(dim=1, keepdim=True)
+        s = beta * average.reshape(rows, 1) + (1 - beta) * g.double().square().sum(dim=1, keepdim=True)
         average.copy_(s.reshape(average.shape))
         norm = (s / one_minus_power(beta, step.item())).sqrt()
-        w = w - lr * scale * torch.where(norm == 0, 0, g / norm)
+        w = w - lr * scale * torch.where(norm == 0, 0, g / norm).to(w.dtype)
         if constraints and w.shape[1] > 1:
+            w = w * unit(w, dim=1)  # changes neither direction
             whole = w.norm(dim=1, keepdim=True)
             w = w - w.double().mean(dim=1, keepdim=True).to(w.dtype)
             norm = w.norm(dim=1, keepdim=True)

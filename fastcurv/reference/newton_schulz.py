@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastcurv.reference._common import unit
+
 
 @torch.no_grad()
 def newton_schulz(
@@ -29,17 +31,20 @@ def newton_schulz(
     values that became zero, all others being taken for one.
     """
     for i, (matrix, out) in enumerate(zip(matrices, outs, strict=True)):
-        norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)
+        g = matrix.double()
+        scale = unit(g)
+        g = g * scale
+        norm = torch.linalg.vector_norm(g)
         info[i] = 0 if norm.isfinite() else -2
         if norm == 0 or not norm.isfinite():
             out.zero_()
             info[i] = min(matrix.shape) if spectral and norm == 0 else info[i]
             continue
         if spectral:
-            norm = torch.linalg.matrix_norm(matrix.double(), ord=2) * math.sqrt(max(matrix.shape) / spectral)
+            norm = torch.linalg.matrix_norm(g, ord=2) * math.sqrt(max(matrix.shape) / spectral)
         else:
-            norm = norm.clamp(min=eps)
-        x = (matrix.double() / norm).to(torch.float64 if matrix.dtype == torch.float64 else dtype)
+            norm = torch.maximum(norm, eps * scale)
+        x = (g / norm).to(torch.float64 if matrix.dtype == torch.float64 else dtype)
         x = x if x.shape[0] <= x.shape[1] else x.mT
         for a, b, c in coefficients:
             gram = x @ x.mT

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fastcurv.reference._common import unit
+
 
 @torch.no_grad()
 def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
@@ -28,11 +30,12 @@ def polar(matrices: list[Tensor], outs: list[Tensor], info: Tensor) -> None:
             out.zero_()
             info[i] = -2
             continue
+        g = g * unit(g)  # or its singular values may be beyond float64
         # Dead rows and columns are left out: the vectors of tiny singular values would reach into them.
         rows, columns = ((g != 0).any(dim=dim) for dim in (1, 0))
         u, sigma, vh = _svd(g[rows][:, columns])
-        unit = 2.0**-53 if matrix.dtype == torch.float64 else 2.0**-24
-        kept = sigma > math.sqrt(max(g.shape)) * unit * sigma[:1]
+        rounding = 2.0**-53 if matrix.dtype == torch.float64 else 2.0**-24
+        kept = sigma > math.sqrt(max(g.shape)) * rounding * sigma[:1]
         out.zero_()
         out[rows[:, None] & columns] = (u[:, kept] @ vh[kept]).to(out.dtype).flatten()
         info[i] = min(g.shape) - kept.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcurv.reference._common import gradient, one_minus_power, rectification
+from fastcurv.reference._common import gradient, mean, one_minus_power, rectification
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def ranger_(
         t = step.item()
         g = gradient(grad, param, maximize, grad_scale)
         if use_gc and g.dim() > (3 if gc_conv_only else 1) and g.numel():
-            g = g - g.mean(dim=tuple(range(1, g.dim())), keepdim=True)
+            g = g - mean(g.flatten(1), dim=1).reshape(-1, *[1] * (g.dim() - 1))
         theta, m, v = (x.to(g.dtype) for x in (param, exp_avg, exp_avg_sq))
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g * g
