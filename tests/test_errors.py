@@ -381,3 +381,11 @@ def test_checkpoints_that_cannot_be_loaded(name):
         assert optimizer.param_groups[0]["lr"] == 0.5
         assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
     assert bad
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_back_end_that_is_no_name_is_refused_at_construction(name):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"backend: expected one of cuda, triton, cpp, reference, or None, got \['cpp'\]"
+    ):
+        OURS[name][0]([ones(2, 3)], backend=["cpp"])

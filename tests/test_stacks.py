@@ -141,9 +141,16 @@ def test_one_expert_that_is_not_finite_spoils_no_other(make):
 def test_a_choice_that_is_none_is_refused(make):
     with pytest.raises(ValueError, match="matrix: expected one of rows, columns, batch, or None, got 'experts'"):
         make([parameter(3, 4)], matrix="experts")
-    if make is not orthogonal:  # whose groups are another optimizer's
-        with pytest.raises(ValueError, match="matrix: expected one of"):
-            make([{"params": [parameter(3, 4)], "matrix": "slices"}])
+    with pytest.raises(ValueError, match="matrix: expected one of"):
+        make([{"params": [parameter(3, 4)], "matrix": "slices"}])
+    param = parameter(3, 4)
+    optimizer = make([param])
+    with pytest.raises(ValueError, match="matrix: expected one of"):
+        optimizer.add_param_group({"params": [parameter(3, 4)], "matrix": "slices"})
+    optimizer.param_groups[0]["matrix"], param.grad = "slices", torch.ones_like(param)
+    with pytest.raises(ValueError, match="matrix: expected one of"):
+        optimizer.step()
+    assert len(optimizer.param_groups) == 1 and not param.any() and not optimizer.state
 
 
 def test_the_choice_is_saved_and_one_that_is_missing_stays():

@@ -80,13 +80,14 @@ class Orthogonalisation:
             if param.grad is not None
         }
         for group in groups:
-            for param in group["params"] if group.get(SWITCH, True) else ():
+            check_switch(group)
+            for param in group["params"] if group.get(SWITCH) is not False else ():
                 if param in labelled:  # also of one dimension, as flattened shards are
                     _check.whole(param, labelled[param].layer)
         matrices = [
             (param, labelled[param], group.get(MATRIX) or self.matrix)
             for group in groups
-            if group.get(SWITCH, True)
+            if group.get(SWITCH) is not False
             for param in group["params"]
             if param in labelled and param.dim() > 1
         ]
@@ -190,7 +191,7 @@ class Reports:
         found = [
             names_of(number, index, group).layer
             for number, group in enumerate(groups)
-            if group.get(SWITCH, True) is not False and not (group.get(MATRIX) or default)
+            if group.get(SWITCH) is not False and not (group.get(MATRIX) or default)
             for index, param in enumerate(group["params"])
             if param.dim() == 3
         ]
@@ -293,7 +294,7 @@ def check_options(group: dict[str, Any], shared: Orthogonalisation) -> None:
 
 def check_switch(group: dict[str, Any]) -> None:
     """Raises unless a group says in a way that can be understood whether it is orthogonalised."""
-    if not isinstance(group.get(SWITCH, True), bool):
+    if group.get(SWITCH) is not None and not isinstance(group[SWITCH], bool):
         raise ValueError(f"{SWITCH}: expected True or False, got {group[SWITCH]!r}")
     check_matrix(group.get(MATRIX))
 

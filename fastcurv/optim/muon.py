@@ -19,7 +19,6 @@ from fastcurv.optim._gradients import (
     SWITCH,
     Reports,
     by_matrices,
-    check_matrix,
     check_switch,
     keep,
     names_of,
@@ -166,9 +165,7 @@ class Muon(_AdamFamily):
             )
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if group[SWITCH] is not None:
-            check_switch(group)
-        check_matrix(group[MATRIX])
+        check_switch(group)
         if group[SWITCH] is not False:
             self._check_matrices(group)
         if group[SWITCH] is not True:
@@ -184,6 +181,7 @@ class Muon(_AdamFamily):
 
     def _check_matrices(self, group: dict[str, Any], device: torch.device | None = None) -> None:
         """Raises unless the options of a group of Muon's can be honoured; on a device, in a step."""
+        check_switch(group)
         for name in ("lr", "weight_decay", "momentum", "eps"):
             _check.number(name, group[name], device is None)
             if device and isinstance(group[name], Tensor):

@@ -177,6 +177,13 @@ class Orthogonal(OptimizerWrapper):
             backend=backend,
         )
         super().__init__(optimizer)
+        for group in self.param_groups:
+            check_switch(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the wrapped optimizer; its `orthogonal` and `matrix` are checked first."""
+        check_switch(param_group)
+        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step of the wrapped optimizer on orthogonalised gradients.

@@ -117,7 +117,8 @@ class OSGD(SGD):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its `orthogonal` says whether its matrices are orthogonalised, `matrix` which those are."""
-        param_group.setdefault(SWITCH, self._orthogonal)
+        if param_group.get(SWITCH) is None:
+            param_group[SWITCH] = self._orthogonal
         super().add_param_group(param_group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
