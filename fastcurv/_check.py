@@ -74,20 +74,19 @@ def whole(param: Tensor, where: str) -> None:
 _SLOWEST_BFLOAT16 = 1 - 2.0**-8
 
 
-def moves_in_bfloat16(arguments: Mapping[str, object]) -> None:
-    """Raises if an average among the arguments of an op would stand still in bfloat16; tensors on a GPU are not read.
+def moves_in_bfloat16(arguments: Mapping[str, Any]) -> None:
+    """Raises if an average among the keyword arguments of an op would stand still in bfloat16.
 
-    Args:
-        arguments: Keyword arguments of an op.
+    Tensors on a GPU are not read.
     """
     for name in ("beta1", "beta2", "momentum"):
         value = arguments.get(name, 0.0)
         if isinstance(value, Tensor) and value.device.type != "cpu":
             continue
-        if float(value) > _SLOWEST_BFLOAT16:  # type: ignore[arg-type]
+        if float(value) > _SLOWEST_BFLOAT16:
             raise ValueError(
                 f"state_dtype=torch.bfloat16: expected {name} of at most 1 - 2^-8 = {_SLOWEST_BFLOAT16}, got "
-                f"{float(value)}: an average that loses less than 2^-8 of itself in a step is rounded back to where "  # type: ignore[arg-type]
+                f"{float(value)}: an average that loses less than 2^-8 of itself in a step is rounded back to where "
                 f"it was, and never falls. Lower {name} (0.95 is usual for large models), or leave state_dtype out"
             )
 

@@ -149,10 +149,10 @@ class Muon(_AdamFamily):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; where it does not say whether it is `orthogonal`, the dimensions of each parameter decide."""
-        is_adamw = param_group.get(SWITCH) is False
-        for name, value in (
-            {**self._adamw_alone, **self._adamw, "adamw_lr_ratio": 1.0} if is_adamw else self._adamw
-        ).items():
+        options = self._adamw
+        if param_group.get(SWITCH) is False:
+            options = {**self._adamw_alone, **options, "adamw_lr_ratio": 1.0}
+        for name, value in options.items():
             param_group.setdefault(name, value)
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
@@ -203,12 +203,9 @@ class Muon(_AdamFamily):
     def _options(self, group: dict[str, Any]) -> dict[str, Any]:
         """Those of `orthogonalize` for a group."""
         coefficients = group["ns_coefficients"]
-        if (
-            isinstance(coefficients, (tuple, list))
-            and len(coefficients) == 3
-            and not isinstance(coefficients[0], Iterable)
-        ):
-            coefficients = [tuple(coefficients)]  # as torch has it: those of every step
+        is_three = isinstance(coefficients, (tuple, list)) and len(coefficients) == 3
+        if is_three and not isinstance(coefficients[0], Iterable):  # as torch has it: those of every step
+            coefficients = [tuple(coefficients)]
         ours = {"coefficients": coefficients, "steps": group["ns_steps"], "eps": group["eps"]}
         return self._orthogonalize | ours
 
