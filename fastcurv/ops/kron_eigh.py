@@ -137,8 +137,10 @@ def root_of(
         return roots, info
     numbers = _matrices.numbers(tuple(full), found.device)
     found, damping = found.index_select(0, numbers), damping.index_select(0, numbers)
-    least = torch.stack([values[i].amin() for i in full]).double()
-    mean = torch.stack([(values[i].double() / len(values[i])).sum() for i in full])
+    least, most = (torch.stack([end(values[i]) for i in full]) for end in (Tensor.amin, Tensor.amax))
+    by = _matrices.unit(torch.maximum(least.abs(), most.abs()))  # or a sum may overflow
+    mean = torch.stack([(values[i] * unit).mean() for i, unit in zip(full, by, strict=True)]).double() / by
+    least = least.double()
     jitters = torch.tensor(
         [0.0, *(10.0 ** (tries - 7) for tries in range(1, TRIES))], dtype=torch.float64, device=mean.device
     )

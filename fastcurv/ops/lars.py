@@ -36,7 +36,7 @@ def lars_(
     """One step of LARS on a list of parameters, in place.
 
     The formulas are in `fastcurv.reference.lars`. Where the norm of a tensor or of its gradient is zero its trust ratio
-    is 1.
+    is 1. Compiled back ends sum squares in float64: norms of float64 tensors must lie within 1e-150 and 1e150.
 
     Args:
         params: n parameters of one dtype (float32, float64, bfloat16 or float16) and device, of any shapes and dense

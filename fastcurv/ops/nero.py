@@ -28,7 +28,9 @@ def nero_(
     A neuron is a slice of a parameter along dim 0; in tensors of one dimension or none, an element. The formulas are in
     `fastcurv.reference.nero`. A neuron whose gradients were all zero so far does not move (0 / 0 counts as zero). The
     constraints do not touch neurons of one element, which they would leave nothing of, nor those whose elements are all
-    equal after the step, which have no direction: these become zero.
+    equal after the step, which have no direction: these become zero. A neuron stays where it is if the square of its
+    gradient's norm is beyond the dtype of the averages. Compiled back ends sum squares in float64: norms of float64
+    neurons must lie within 1e-150 and 1e150.
 
     Args:
         params: n parameters of one dtype (float32, float64, bfloat16 or float16) and device, of any shapes and dense
