@@ -270,7 +270,7 @@ def buffers(optimizer: MultiTensorOptimizer) -> Buffers:
     (group,) = optimizer.param_groups
     op = optimizer._op
     with torch.no_grad():
-        (call,) = optimizer._prepare(group)
+        (call,) = (call for call in optimizer._prepare(group) if call.func == op.launch)
     space, lists, _, arguments = call.args
     device = lists[0][0].device
     name, implementation = _backend.choose(op.name, device, optimizer.backend)

@@ -134,12 +134,6 @@ def _load(op: str, backend: str, device: torch.device) -> Implementation:
     return implementation  # type: ignore[no-any-return]
 
 
-def check(backend: object) -> None:
-    """Raises unless a back end is a name or None; `choose` says which names are known."""
-    if backend is not None and not isinstance(backend, str):
-        raise TypeError(f"backend: expected one of {', '.join(BACKENDS)}, or None, got {backend!r}")
-
-
 @functools.cache
 def choose(op: str, device: torch.device, backend: str | None) -> tuple[str, Implementation]:
     """The back end that runs an op on a device, and its implementation.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastcurv import _backend
+
 # Storage dtypes of parameters and gradients, and the dtypes their optimizer state may have; the default first.
 STATE_DTYPES: dict[torch.dtype, tuple[torch.dtype, ...]] = {
     torch.float32: (torch.float32, torch.bfloat16),
@@ -326,6 +328,12 @@ def option(name: str, value: object, kind: str) -> None:
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     if kind == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def backend(value: object) -> None:
+    """Raises unless a back end is a name or None; which names are known is said where it is chosen."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"backend: expected one of {', '.join(_backend.BACKENDS)}, or None, got {value!r}")
 
 
 def scalar_device(name: str, value: Tensor, device: torch.device) -> None:

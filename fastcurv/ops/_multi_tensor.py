@@ -10,7 +10,7 @@ from typing import Any, Generic, ParamSpec
 import torch
 from torch import Tensor
 
-from fastcurv import _backend, _check, _library
+from fastcurv import _check, _library
 from fastcurv._chunks import NO_ROWS, Workspace
 
 P = ParamSpec("P")
@@ -90,7 +90,7 @@ class MultiTensorOp(Generic[P]):
             return
         lists = [list(arguments.pop(name)) for name in self.lists]
         backend = arguments.pop("backend")
-        _backend.check(backend)
+        _check.backend(backend)
         if _library.must_dispatch(params):
             self.dispatch(lists, backend, arguments)
         else:

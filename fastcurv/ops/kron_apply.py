@@ -74,7 +74,7 @@ def kron_apply(
         >>> products, info
         (tensor([[10.5000, 26.2500]], dtype=torch.float64), tensor([0], dtype=torch.int32))
     """
-    _backend.check(backend)
+    _check.backend(backend)
     layers = _read(grads, lefts, rights, inputs)
     if _library.must_dispatch([g for g in layers.grads if isinstance(g, Tensor)]):
         # torch.ops has no types.

@@ -145,7 +145,7 @@ def kron_factor_(
         raise ValueError(f"decay: expected a number in [0, 1], got {decay!r}")
     if scale is not None:
         _check.number("scale", scale)
-    _backend.check(backend)
+    _check.backend(backend)
     inputs = _check.tensors(inputs, "inputs", "for one factor, give [samples]")
     given = _listed(patches, len(inputs))
     seen = [patch.numbers(f"patches[{i}]") if patch else [] for i, patch in enumerate(given)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastcurv import _alloc, _backend, _library
+from fastcurv import _alloc, _backend, _check, _library
 from fastcurv.ops import _kron, _matrices
 from fastcurv.ops.kron_eigh import Eigen, check_method
 from fastcurv.ops.kron_root import kron_root
@@ -64,7 +64,7 @@ def kron_inverse(
         (tensor([[ 5., -2.],
                 [-2.,  4.]]), tensor([0], dtype=torch.int32))
     """
-    _backend.check(backend)
+    _check.backend(backend)
     check_method(factors, method, METHODS)
     if method != "cholesky" or isinstance(factors, Eigen):
         return kron_root(factors, damping, 1, previous=previous, method=method, backend=backend)

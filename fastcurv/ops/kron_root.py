@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastcurv import _alloc, _backend, _library
+from fastcurv import _alloc, _backend, _check, _library
 from fastcurv.ops import _kron, _matrices
 from fastcurv.ops.kron_eigh import NOT_DEFINITE, TRIES, Eigen, check_method, kron_eigh, root_of
 
@@ -66,7 +66,7 @@ def kron_root(
         >>> root.diagonal().mul(100).round(), info
         (tensor([50., 25.]), tensor([0], dtype=torch.int32))
     """
-    _backend.check(backend)
+    _check.backend(backend)
     check_method(factors, method, METHODS)
     if not isinstance(p, int) or isinstance(p, bool) or p < 1:
         raise ValueError(f"p: expected a whole number, 1 or more, got {p!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# On a GPU, which is not asked whether a parameter has moved, copies follow it for so many steps at most.
+# Copies follow a parameter for so many steps at most: a GPU is not asked whether it has moved, and some never do.
 STEPS = 8
 
 
@@ -47,5 +47,5 @@ class Anchors:
             return
         before, steps = self._watched.pop(param)
         moved = before | has_moved
-        if (steps < STEPS) if moved.device.type != "cpu" else not moved:
+        if steps < STEPS and (moved.device.type != "cpu" or not moved):
             self._watched[param] = moved, steps + 1

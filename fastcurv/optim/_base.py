@@ -169,14 +169,9 @@ class MultiTensorOptimizer(StatefulOptimizer):
             self._op.check(arguments, device, intervals=False)
             self._check_averages(arguments)
             launch = partial(self._op.launch, bucket.space, lists, self.backend, arguments)
-            calls.append(partial(self._follow_and, launch, bucket.params) if self._anchors else launch)
+            around = [partial(run, bucket.params) for run in (self._follow, self._settle)] if self._anchors else []
+            calls += [*around[:1], launch, *around[1:]]
         return calls
-
-    def _follow_and(self, launch: Callable[[], None], params: list[Tensor]) -> None:
-        self._follow(params)
-        launch()
-        for param in params:
-            self._anchors.settle(param, self._has_moved(param))
 
     def _gather_anew(
         self, group: dict[str, Any], params: list[Tensor], keys: tuple[str | None, ...], plan: _Plan | None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastcurv import _alloc, _backend, _check
+from fastcurv import _alloc, _check
 from fastcurv.ops._multi_tensor import MultiTensorOp
 from fastcurv.optim._anchors import Anchors
 
@@ -40,7 +40,7 @@ class StatefulOptimizer(Optimizer):
         self, params: Any, defaults: dict[str, Any], *, backend: str | None, state_dtype: torch.dtype | None
     ) -> None:
         """Args as `torch.optim.Optimizer`, and where the op runs and in what dtype float32 parameters keep state."""
-        _backend.check(backend)
+        _check.backend(backend)
         if state_dtype not in (None, *_check.STATE_DTYPES[torch.float32]):
             raise ValueError(f"state_dtype: expected torch.float32, torch.bfloat16 or None, got {state_dtype!r}")
         self.backend = backend
@@ -98,6 +98,10 @@ class StatefulOptimizer(Optimizer):
     def _follow(self, params: list[Tensor]) -> None:
         for param in params:
             self._anchors.follow(param, self.state[param][self._anchored], self._initial(self._anchored, param))
+
+    def _settle(self, params: list[Tensor]) -> None:
+        for param in params:
+            self._anchors.settle(param, self._has_moved(param))
 
     def _keep_state(self) -> None:
         """Must come before whatever changes the state of a step that may still fail."""

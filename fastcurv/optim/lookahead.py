@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastcurv import _alloc, _backend, _check
+from fastcurv import _alloc, _check
 from fastcurv._chunks import Workspace
 from fastcurv.ops import lookahead_
 from fastcurv.optim._anchors import Anchors
@@ -57,7 +57,7 @@ class Lookahead(OptimizerWrapper):
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, *, backend: str | None = None) -> None:
         _check.option("k", k, "int")
         _check.number("alpha", alpha)
-        _backend.check(backend)
+        _check.backend(backend)
         self.backend = backend
         depth, inner = 1, optimizer
         while isinstance(inner, Lookahead):
