@@ -5,6 +5,7 @@ import torch
 from cases import DEVICE, matrix_backends
 from spectra import SHAPES, UNIT, logarithmic, orthonormality, steps_error, steps_of, steps_truth, wide
 
+from fastcurv import _backend
 from fastcurv.ops import orthogonalize
 from fastcurv.ops.newton_schulz import COEFFICIENTS
 from fastcurv.reference import newton_schulz as reference
@@ -104,3 +105,13 @@ def test_small_norms_fade_below_eps(backend, shape, generator):
     for factor in (1e160, 1e-200):
         (scaled,) = orthogonalize([matrix.double() * factor], **options)
         torch.testing.assert_close(scaled, whole.double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shapes", [[(16, 27), (27, 16)], [(27, 16), (16, 27), (27, 16)]])
+def test_a_matrix_beside_one_of_its_transposes_shape(shapes, generator, monkeypatch):
+    """In batches, as on a GPU, of float64 matrices, which no kernel takes."""
+    matrices = [torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE) for shape in shapes]
+    expected = [orthogonalize([matrix], method="newton_schulz", backend="reference")[0] for matrix in matrices]
+    monkeypatch.setattr(_backend, "choose", lambda *_: ("cuda", reference))
+    for found, want in zip(orthogonalize(matrices, method="newton_schulz"), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=0, atol=5 * 16 * 2.0**-53 * 3.4445**5)

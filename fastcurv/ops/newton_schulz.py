@@ -80,7 +80,7 @@ def newton_schulz(
         # Small kernels work on the Gram matrix in double, which has float64's small singular values only by half.
         is_small = min(matrix.shape) <= SMALL and matrix.dtype != torch.float64
         # On a CPU products gain nothing by batches, and lose their place in the cache.
-        key = None if is_small else (wide(matrix).shape, i if name == "cpp" else 0)
+        key = None if is_small else (matrix.shape, i if name == "cpp" else 0)
         groups.setdefault(key, []).append(i)
     in_groups(
         {tuple(indices): run if key is None else batched for key, indices in groups.items()}, matrices, outs, info
