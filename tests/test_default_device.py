@@ -19,7 +19,7 @@ def is_chosen(name):
     op, *words = name.split()
     is_few = op not in OPTIONS or words[0] in (next(iter(OPTIONS[op])), list(OPTIONS[op])[-1])
     if words[-1] in SLOW:
-        return words[-1] == "triton" and op in OPTIONS and is_few and "float32" in words
+        return words[-1] == "triton" and op in OPTIONS and words[0] == next(iter(OPTIONS[op])) and "float32" in words
     return is_few and not {"float16", "torch.float16", "float64"} & set(words)
 
 
