@@ -55,7 +55,7 @@ def native() -> Any:
 
 
 def simd_fault() -> str:
-    """What is wrong with FASTCURV_SIMD; empty when nothing is, and without the native extension, which reads it."""
+    """The fault in FASTCURV_SIMD; empty without one, or without the native extension, which reads the variable."""
     try:
         if native() is not None:
             native().simd_level()

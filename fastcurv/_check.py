@@ -56,7 +56,7 @@ def is_addressable(value: object) -> bool:
     return isinstance(value, Tensor) and is_plain(value) and value.layout is torch.strided
 
 
-# What may be done with a shard, and what may not.
+# Advice in every refusal of a shard.
 _LOCAL = (
     "Local tensors are enough for what works element by element (Adam, AdamW, RAdam, NAdam, Yogi, SGD); LAMB, LARS, "
     "Nero, Ranger, OSGD and Muon need whole tensors, of which they take norms, rows or matrices"
@@ -94,7 +94,7 @@ def moves_in_bfloat16(arguments: Mapping[str, Any]) -> None:
 
 
 def tensors(values: object, name: str, hint: str) -> list[Any]:
-    """What was given as a list; what is in it is not looked at.
+    """The list that was given; its items are not checked.
 
     Args:
         values: What was given.

@@ -26,7 +26,7 @@ struct BlockFactor : Factor {
 
   // Threads must meet before the next sum over the block.
   __device__ __forceinline__ double mean_of_diagonal() const {
-    // By a power of two, so that no sum overflows and no bit changes.
+    // Scaled by a power of two: no sum overflows, and no bit changes.
     constexpr double kMost = 1 << 20;
     double sum = 0.0;
     for (long long i = threadIdx.x; i < n; i += kMatrixThreads) sum += from()[i * n + i] / kMost;

@@ -108,7 +108,7 @@ def _by_eigh(
             # Scaled, or eigenvalues may be beyond the dtype that keeps them.
             units = _matrices.unit(peaks, part=0.75)
             scale = scale.index_copy(0, numbers, units.double())
-            # Of what is not finite with its damping there is no root.
+            # A factor that is not finite with its damping has no root.
             values = values.index_copy(0, numbers, torch.where(peaks.isfinite(), values[numbers] * units, torch.inf))
         eigen = kron_eigh([matrix * s.to(matrix.dtype) for matrix, s in zip(matrices, scale, strict=True)])
         return root_of(eigen, values, before, p, backend, scale)

@@ -1,4 +1,4 @@
-"""What every optimizer of fastcurv shares: gathering tensors into lists, and the step."""
+"""The step that all optimizers share: tensors are gathered into lists, and an op is called on these."""
 
 from __future__ import annotations
 

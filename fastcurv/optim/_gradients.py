@@ -20,7 +20,7 @@ from fastcurv.ops.orthogonalize import orthogonalize
 
 NORMALIZATIONS = (None, "layer", "component")
 
-# What the groups of an optimizer say of themselves: whether they are orthogonalised, and which matrices tensors are.
+# Group options: whether a group is orthogonalized, and which matrices its tensors are.
 SWITCH = "orthogonal"
 MATRIX = "matrix"
 # The slices of a tensor along dim 0 are rows; those along dim 1 are columns; the last two dimensions are a matrix each.
