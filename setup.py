@@ -78,7 +78,7 @@ def parallel() -> list[str]:
 
 
 def compilers() -> str:
-    """What the environment says of compilers, to be kept in CMake's cache."""
+    """The compilers that the environment names, to be kept in CMake's cache."""
     return " ".join(f"{name}={setting(name)}" for name in COMPILERS if setting(name))
 
 

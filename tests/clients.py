@@ -37,7 +37,7 @@ def batches(number, overflows=()):
 
 
 class Seen(NamedTuple):
-    """What a client did: the parameters, and for each batch the learning rate after it and what was skipped."""
+    """The parameters after training, and for each batch the learning rate after it and whether it was skipped."""
 
     params: list[Tensor]
     lrs: list[float]

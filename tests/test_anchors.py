@@ -74,8 +74,6 @@ def dummy_step(optimizer, kind, params):
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_maker
 def test_weights_loaded_after_a_step_that_moved_nothing_are_where_slow_weights_start(make, backend, kind, dtype):
-    if dtype == torch.bfloat16 and make in (make_lookahead, make_lookahead_adamw) and kind == "tensor":
-        pytest.skip("the same as in float32")
     params = weights(100.0, dtype)
     optimizer = make(params, backend)
     dummy_step(optimizer, kind, params)

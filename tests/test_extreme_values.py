@@ -146,8 +146,8 @@ def test_normalized_and_clipped_gradients_of_any_size(how, dtype, scale, generat
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 @pytest.mark.parametrize("dtype, scale", [*SCALES, (torch.float64, 2.0**1020)])
 def test_orthogonal_factors_do_not_depend_on_scale(method, backend, dtype, scale, generator):
-    if _backend.unusable(method, backend, torch.device("cpu")) and backend != "reference":
-        pytest.skip("not built")
+    if reason := _backend.unusable(method, backend, torch.device("cpu")):
+        pytest.skip(reason)
     m = torch.randn(5, 9, generator=generator, dtype=torch.float64).to(dtype)
     infos = torch.zeros(2, dtype=torch.int32)
     (one,) = orthogonalize([m], method=method, backend=backend, info=infos[:1])
@@ -158,8 +158,8 @@ def test_orthogonal_factors_do_not_depend_on_scale(method, backend, dtype, scale
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 def test_newton_schulz_with_eps_takes_float64_of_any_size(backend, generator):
-    if backend != "reference" and _backend.unusable("newton_schulz", backend, torch.device("cpu")):
-        pytest.skip("not built")
+    if reason := _backend.unusable("newton_schulz", backend, torch.device("cpu")):
+        pytest.skip(reason)
     m = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     info = torch.zeros(1, dtype=torch.int32)
     (one,) = orthogonalize([m], method="newton_schulz", backend=backend, eps=1e-7)
@@ -269,3 +269,23 @@ def test_norms_of_what_has_no_squares(shape):
     for scale in (1.0, 2.0**-1070, 2.0**1020):
         assert _matrices.norm(x * scale, dim=shape).item() == 5.0 * scale
     assert math.isinf(_matrices.norm(x * math.inf, dim=shape).item())
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+def test_a_factor_that_a_scale_would_make_infinite_is_what_it_was(backend, dtype, has_others):
+    if reason := _backend.unusable("kron_factor", backend, torch.device("cpu")):
+        pytest.skip(reason)
+    most = torch.finfo(dtype).max
+    samples = [torch.full((1, 2), x, dtype=dtype) for x in ((most / 300) ** 0.5, 1.0)]
+    factors = [torch.full((2, 2), m, dtype=dtype) for m in (most, 1.0)]
+    before = [factor.clone() for factor in factors]
+    others = [x.clone() for x in samples] if has_others else None
+    traces, info = ops.kron_factor_(factors, samples, 0.999, scale=1000.0, others=others, dtype=dtype, backend=backend)
+    assert info.tolist() == [-2, 0] and torch.equal(factors[0], before[0])
+    torch.testing.assert_close(
+        factors[1], torch.full((2, 2), 1.999, dtype=dtype), rtol=8 * torch.finfo(dtype).eps, atol=0
+    )
+    expected = [0.0, 0.0] if has_others else [before[0].diagonal().sum(dtype=torch.float64).item(), 2 * 1.999]
+    torch.testing.assert_close(traces.tolist(), expected, rtol=8 * torch.finfo(dtype).eps, atol=0)

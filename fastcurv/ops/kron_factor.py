@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastcurv import _alloc, _backend, _check, _library
-from fastcurv.ops import _kron
+from fastcurv.ops import _kron, _matrices
 
 # Kernels count the sides of padded images in 32 bits, and samples in 64.
 _MOST = 2**31 - 1
@@ -116,8 +116,8 @@ def kron_factor_(
 
     Returns:
         The traces of what the factors have become, float64, one for each (0 for cross factors), and int32 elements: 0,
-        or -2 where samples held NaN or infinity, or sums of their squares come near the largest number of the dtype
-        (within a factor of 256), and the factor is what it was.
+        or -2 where samples held NaN or infinity, sums of their squares come near the largest number of the dtype
+        (within a factor of 256), or a `scale` makes the factor larger than that number; the factor is what it was.
 
     Raises:
         TypeError, ValueError: Before anything is written, naming argument and index.
@@ -299,10 +299,27 @@ def _updated(
         sized = functools.partial(_backend.native().kron_factor_workspace, **run.keywords)
         elements = sized(factors, inputs, others, traces, info, workspace)
         workspace = _alloc.empty(elements, dtype=dtype, device=info.device)
+    # An average of two finite numbers is finite; the sum that a scale of the caller's makes of them may not be.
+    samples = zip(scale, inputs, run.keywords["patches"], strict=True)
+    weights = (s * _rows(x, patch, i) for i, (s, x, patch) in enumerate(samples))
+    is_average = decay == 0.0 or all(weight <= 1.0001 * (1.0 - decay) for weight in weights)
     torch.autograd.graph.increment_version(factors)
     with torch.no_grad():
+        kept = [] if is_average else [factor.clone() for factor in factors]
         run(factors, inputs, others, traces, info, workspace)
+        if kept:
+            _put_back(factors, kept, traces, info, is_symmetric=not others)
     return traces, info
+
+
+def _put_back(factors: list[Tensor], kept: list[Tensor], traces: Tensor, info: Tensor, *, is_symmetric: bool) -> None:
+    """Gives factors that are no longer finite what they were before, and says so in `info`; waits for no GPU."""
+    for i, (factor, before) in enumerate(zip(factors, kept, strict=True)):
+        is_held = factor.isfinite().all()
+        factor.copy_(torch.where(is_held, factor, before))
+        info[i] = torch.where(is_held, info[i], _matrices.NOT_FINITE)
+        if is_symmetric:
+            traces[i] = torch.where(is_held, traces[i], before.diagonal().sum(dtype=torch.float64))
 
 
 def _check_memory(factors: list[Tensor]) -> None:

@@ -33,7 +33,7 @@ class StatefulOptimizer(Optimizer):
     _optional_keys: tuple[str, ...] = ()
     # The state, if any, that starts as a function of the parameter's values.
     _anchored = ""
-    # Where true, GradScaler hands its scale and overflow flag to the kernel. Clients of torch refuse clipping then.
+    # If true, GradScaler hands its scale and overflow flag to the kernel, and clients of torch refuse to clip.
     _step_supports_amp_scaling = False
 
     def __init__(
@@ -61,7 +61,7 @@ class StatefulOptimizer(Optimizer):
 
     def _forget(self) -> None:
         """Forgets what was derived from the state."""
-        # What the state was before a step that changed more of it than numbers.
+        # The state before a step that added to it, for the case that the step fails.
         self._before: dict[Tensor, dict[str, Any]] | None = None
 
     def _initial(self, key: str, param: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class StatefulOptimizer(Optimizer):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and deepcopy keep: no plans, which hold addresses."""
+        """Pickle and deepcopy keep no plans, which hold addresses."""
         own = ("backend", "state_dtype", "_anchors", "_step_supports_amp_scaling")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 

@@ -126,7 +126,7 @@ class Muon(_AdamFamily):
             if not lr > 0:
                 raise ValueError(f"lr: expected a value above zero beside adamw_lr, which follows it, got {lr}")
             self._adamw["adamw_lr_ratio"] = float(adamw_lr) / float(lr)
-        # What groups of AdamW's alone say where they say nothing else.
+        # Defaults of groups that are AdamW's alone.
         self._adamw_alone: dict[str, Any] = {"eps": adamw_eps} | ({} if adamw_lr is None else {"lr": adamw_lr})
         self._reports = Reports()
         defaults = {

@@ -121,7 +121,7 @@ class Nero(MultiTensorOptimizer):
 
 def _projected(neurons: Tensor, dtype: torch.dtype) -> Tensor:
     """Neurons at mean zero and norm one; those that are there already, but for rounding to a dtype, as they were."""
-    # By powers of two, which change no direction: no square overflows or vanishes.
+    # Scaled by powers of two, which change no direction: no square overflows or vanishes.
     scaled = neurons * _matrices.unit(neurons.abs().amax(dim=1, keepdim=True))
     centred = scaled - scaled.double().mean(dim=1, keepdim=True).to(neurons.dtype)
     norms = centred.norm(dim=1, keepdim=True)
