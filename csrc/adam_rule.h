@@ -38,8 +38,8 @@ struct AdamRule : AdamOp, SteppingRule<Param, State, AdamOp::kStep> {
   // Rounded once from double.
   struct Coefficients {
     T grad_factor, l2, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps;
-    T grad_step_size;   // NAdam's b
-    bool is_rectified;  // RAdam
+    T grad_step_size;  // NAdam's b
+    T is_rectified;    // RAdam
   };
 
   static FC_INLINE bool alike(const Table& table, long long a, long long b) {
@@ -73,11 +73,12 @@ struct AdamRule : AdamOp, SteppingRule<Param, State, AdamOp::kStep> {
     c.step_size = static_cast<T>(lr * root2 / correction1);
     c.grad_step_size = T(0);
     c.eps = static_cast<T>(eps * root2);
-    c.is_rectified = true;
+    c.is_rectified = T(1);
     if (variant == kRadam) {
       const Rectification r = rectification(beta2, step);
-      c.is_rectified = r.length > 5.0;
-      c.step_size = static_cast<T>(c.is_rectified ? lr * root2 * r.factor / correction1 : lr / correction1);
+      const bool is_rectified = r.length > 5.0;
+      c.is_rectified = static_cast<T>(is_rectified);
+      c.step_size = static_cast<T>(is_rectified ? lr * root2 * r.factor / correction1 : lr / correction1);
       c.eps = static_cast<T>(eps);
     }
     if (variant == kNadam) {
@@ -104,7 +105,7 @@ struct AdamRule : AdamOp, SteppingRule<Param, State, AdamOp::kStep> {
     T second = x[kExpAvgSq];
     if (variant == kAmsgrad) second = x[kMaxExpAvgSq] = maximum(x[kMaxExpAvgSq], second);
     T denominator = square_root(second) + c.eps;
-    if (variant == kRadam) denominator = c.is_rectified ? denominator : T(1);
+    if (variant == kRadam) denominator = c.is_rectified != T(0) ? denominator : T(1);
     if (variant == kNadam) {
       x[kParam] = c.decay * x[kParam] - (c.step_size * x[kExpAvg] + c.grad_step_size * g) / denominator;
     } else {

@@ -267,10 +267,10 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("table"), py::arg("item_sizes"), py::arg("is_written"), py::arg("block_elements"));
 
-  bind_matrix_ops(m);
-  bind_kron_ops(m);
-  bind_kron_factor(m);
-  bind_kron_apply(m);
+  matrix_ops::bind(m);
+  kron_ops::bind(m);
+  kron_factor_op::bind(m);
+  kron_apply_op::bind(m);
 
   py::options options;
   options.disable_function_signatures();

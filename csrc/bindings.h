@@ -27,9 +27,17 @@ void for_each_batch(const std::vector<Item>& items, Item (&array)[kMost], const 
 const char* type_name(Dtype dtype);
 
 // matrix_bindings.cpp, kron_bindings.cpp, kron_factor_bindings.cpp, kron_apply_bindings.cpp
-void bind_matrix_ops(pybind11::module_& module);
-void bind_kron_ops(pybind11::module_& module);
-void bind_kron_factor(pybind11::module_& module);
-void bind_kron_apply(pybind11::module_& module);
+namespace matrix_ops {
+void bind(pybind11::module_& module);
+}
+namespace kron_ops {
+void bind(pybind11::module_& module);
+}
+namespace kron_factor_op {
+void bind(pybind11::module_& module);
+}
+namespace kron_apply_op {
+void bind(pybind11::module_& module);
+}
 
 }  // namespace fastcurv

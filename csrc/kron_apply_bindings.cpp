@@ -10,7 +10,7 @@
 
 namespace py = pybind11;
 
-namespace fastcurv {
+namespace fastcurv::kron_apply_op {
 namespace {
 
 struct Call {
@@ -236,7 +236,7 @@ py::list plan(const Call& call) {
 
 }  // namespace
 
-void bind_kron_apply(py::module_& module) {
+void bind(py::module_& module) {
   const auto def = [&](const char* name, const auto& function) {
     module.def(
         name,
@@ -253,4 +253,4 @@ void bind_kron_apply(py::module_& module) {
   def("kron_apply_kernel", &plan);
 }
 
-}  // namespace fastcurv
+}  // namespace fastcurv::kron_apply_op

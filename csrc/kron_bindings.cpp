@@ -10,7 +10,7 @@
 
 namespace py = pybind11;
 
-namespace fastcurv {
+namespace fastcurv::kron_ops {
 namespace {
 
 // An op on damped factors.
@@ -134,7 +134,7 @@ py::list plan(const KronOp& op, Call call) {
 
 }  // namespace
 
-void bind_kron_ops(py::module_& module) {
+void bind(py::module_& module) {
   static const KronOp inverse = {
       "kron_inverse",
       [](const std::vector<Factor>& factors, Dtype type, long long) { kron_inverse_cpu(factors, type); },
@@ -173,4 +173,4 @@ void bind_kron_ops(py::module_& module) {
   def("_kernel", plan);
 }
 
-}  // namespace fastcurv
+}  // namespace fastcurv::kron_ops

@@ -10,7 +10,7 @@
 
 namespace py = pybind11;
 
-namespace fastcurv {
+namespace fastcurv::kron_factor_op {
 namespace {
 
 using Numbers = std::vector<int>;
@@ -179,7 +179,7 @@ py::list plan(Call call, const py::object& workspace) {
 
 }  // namespace
 
-void bind_kron_factor(py::module_& module) {
+void bind(py::module_& module) {
   const auto def = [&](const char* name, const auto& function) {
     module.def(
         name,
@@ -200,4 +200,4 @@ void bind_kron_factor(py::module_& module) {
   def("kron_factor_workspace", [](Call call, const py::object&) { return for_each_launch(call, [](int, int) {}); });
 }
 
-}  // namespace fastcurv
+}  // namespace fastcurv::kron_factor_op

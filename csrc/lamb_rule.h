@@ -24,6 +24,7 @@ struct LambRule : LambOp, SteppingRule<Param, State, LambOp::kStep> {
   static constexpr unsigned int kParamLists = set_of(kParam, kGrad);
   static constexpr unsigned int kReads = set_of(kParam, kExpAvg, kExpAvgSq), kWrites = set_of(kParam);
   static constexpr int kSums = 2;
+  static constexpr bool kRowIsTensor = true;
   static constexpr unsigned int kFirstReads = kReads | set_of(kGrad), kFirstWrites = set_of(kExpAvg, kExpAvgSq);
 
   struct Coefficients {

@@ -25,12 +25,12 @@ struct LarsRule : LarsOp, ElementRule<Param, State> {
   static constexpr unsigned int kParamLists = set_of(kParam, kGrad);
   static constexpr unsigned int kWrites = set_of(kParam, kMomentumBuffer), kReads = kWrites | set_of(kGrad);
   static constexpr int kSums = 2;
+  static constexpr bool kRowIsTensor = true;
   static constexpr unsigned int kFirstReads = set_of(kParam, kGrad), kFirstWrites = 0;
 
   struct Coefficients {
-    T grad_factor, l2, momentum, lr;
+    T grad_factor, l2, momentum, lr, nesterov;
     double weight_decay, trust_coefficient, eps;
-    bool nesterov;
   };
   using Row = Factored<T>;  // the ratio
 
@@ -43,7 +43,7 @@ struct LarsRule : LarsOp, ElementRule<Param, State> {
     c.lr = static_cast<T>(args.scalar(kLr));
     c.trust_coefficient = args.scalar(kTrustCoefficient);
     c.eps = args.scalar(kEps);
-    c.nesterov = args.options[kNesterov] != 0;
+    c.nesterov = static_cast<T>(args.options[kNesterov] != 0);
     return c;
   }
 
@@ -63,7 +63,8 @@ struct LarsRule : LarsOp, ElementRule<Param, State> {
     T g = x[kGrad] * c.grad_factor;
     g = row.times(c.l2 != T(0) ? g + c.l2 * x[kParam] : g);
     x[kMomentumBuffer] = c.momentum * x[kMomentumBuffer] + g;
-    x[kParam] = x[kParam] - c.lr * (c.nesterov ? g + c.momentum * x[kMomentumBuffer] : x[kMomentumBuffer]);
+    const T step = c.nesterov != T(0) ? g + c.momentum * x[kMomentumBuffer] : x[kMomentumBuffer];
+    x[kParam] = x[kParam] - c.lr * step;
   }
 };
 

@@ -13,7 +13,7 @@
 
 namespace py = pybind11;
 
-namespace fastcurv {
+namespace fastcurv::matrix_ops {
 namespace {
 
 // A call of one of the ops, read from its Python arguments.
@@ -181,7 +181,7 @@ void bind_op(py::module_& module, const MatrixOp& op, Call (*read)(Arguments...)
 
 }  // namespace
 
-void bind_matrix_ops(py::module_& module) {
+void bind(py::module_& module) {
   module.def("on_threads", &on_threads, py::arg("function"), py::arg("count"));
   const py::kw_only keywords;
   bind_op(module, kPolar, &read_call);
@@ -190,4 +190,4 @@ void bind_matrix_ops(py::module_& module) {
           py::arg("spectral"), py::arg("eps"));
 }
 
-}  // namespace fastcurv
+}  // namespace fastcurv::matrix_ops

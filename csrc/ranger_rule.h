@@ -32,8 +32,8 @@ struct RangerRule : RangerOp, SteppingRule<Param, State, RangerOp::kStep> {
   static constexpr unsigned int kFirstReads = set_of(kGrad), kFirstWrites = 0;
 
   struct Coefficients {
-    T grad_factor, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps, alpha;
-    bool is_rectified, synchronises;
+    T grad_factor, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps, alpha, is_rectified;
+    bool synchronises;
   };
   struct Row {
     T mean;
@@ -44,8 +44,8 @@ struct RangerRule : RangerOp, SteppingRule<Param, State, RangerOp::kStep> {
     const double lr = args.scalar(kLr), beta1 = args.scalar(kBeta1), beta2 = args.scalar(kBeta2);
     const Rectification r = rectification(beta2, step);
     Coefficients c;
-    c.is_rectified = r.length > args.scalar(kNSmaThreshold);
-    const double rectified = c.is_rectified ? r.factor * square_root(one_minus_power(beta2, step)) : 1.0;
+    const bool is_rectified = r.length > args.scalar(kNSmaThreshold);
+    const double rectified = is_rectified ? r.factor * square_root(one_minus_power(beta2, step)) : 1.0;
     const double step_size = lr * rectified / one_minus_power(beta1, step);
     c.grad_factor = static_cast<T>(args.grad_factor(args.options[kMaximize] != 0));
     c.decay = static_cast<T>(1.0 - (args.options[kScaledWeightDecay] ? step_size : lr) * args.scalar(kWeightDecay));
@@ -56,6 +56,7 @@ struct RangerRule : RangerOp, SteppingRule<Param, State, RangerOp::kStep> {
     c.step_size = static_cast<T>(step_size);
     c.eps = static_cast<T>(args.scalar(kEps));
     c.alpha = static_cast<T>(args.scalar(kAlpha));
+    c.is_rectified = static_cast<T>(is_rectified);
     c.synchronises = step % args.options[kK] == 0;
     return c;
   }
@@ -73,7 +74,7 @@ struct RangerRule : RangerOp, SteppingRule<Param, State, RangerOp::kStep> {
     const T g = x[kGrad] * c.grad_factor - row.mean;
     x[kExpAvg] = c.beta1 * x[kExpAvg] + c.one_minus_beta1 * g;
     x[kExpAvgSq] = c.beta2 * x[kExpAvgSq] + c.one_minus_beta2 * (g * g);
-    const T denominator = c.is_rectified ? square_root(x[kExpAvgSq]) + c.eps : T(1);
+    const T denominator = c.is_rectified != T(0) ? square_root(x[kExpAvgSq]) + c.eps : T(1);
     x[kParam] = c.decay * x[kParam] - c.step_size * (x[kExpAvg] / denominator);
   }
 

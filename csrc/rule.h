@@ -7,7 +7,8 @@
 //   kLists, kParamLists, kExactLists   number of lists; those stored as Param, and as T; the others are State
 //   kReads, kWrites                    lists that element() takes, and changes
 //   Coefficients, coefficients(args, table, tensor)
-//                                      all that is the same for the elements of a tensor
+//                                      all that is the same for the elements of a tensor; a choice between two
+//                                      values is a T, 0 or 1, because loops with a bool do not vectorize
 //   alike(table, a, b)                 whether two tensors have the same coefficients
 //   element(c, row, x)                 updates x[l], the values of an element in each list
 //   advance(args, table, tensor)       changes what is kept of a tensor, such as its step, when all else is done
@@ -19,6 +20,7 @@
 //   kSums, kFirstReads, kFirstWrites, first(c, x, terms)
 //                                      number of sums over rows (table.h); before element(), first() changes x and says
 //                                      what an element adds to each sum
+//   kRowIsTensor                       whether a row is all of its tensor, never one of several
 //   Row, row(c, sums, length, table, tensor, row), no_row(c)
 //                                      what element() is to know of its row, from the sums; row() is called once for
 //                                      each row. Row has only members of type RowValue, and at most kRowWords doubles.
@@ -69,6 +71,7 @@ struct ElementRule {
   using RowValue = T;
   static constexpr unsigned int kExactLists = 0, kRare = 0, kFirstReads = 0, kFirstWrites = 0;
   static constexpr int kSums = 0;
+  static constexpr bool kRowIsTensor = false;
   struct Row {};
 
   static FC_INLINE bool alike(const Table&, long long, long long) { return true; }

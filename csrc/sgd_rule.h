@@ -28,8 +28,7 @@ struct SgdRule : SgdOp, ElementRule<Param, State> {
   static constexpr unsigned int kReads = kWrites | set_of(kGrad);
 
   struct Coefficients {
-    T grad_factor, l2, momentum, one_minus_dampening, lr;
-    bool nesterov, is_first_step;
+    T grad_factor, l2, momentum, one_minus_dampening, lr, nesterov, is_first_step;
   };
 
   static FC_INLINE Coefficients coefficients(const Args& args, const Table&, long long) {
@@ -39,8 +38,8 @@ struct SgdRule : SgdOp, ElementRule<Param, State> {
     c.momentum = static_cast<T>(args.scalar(kMomentum));
     c.one_minus_dampening = static_cast<T>(1.0 - args.scalar(kDampening));
     c.lr = static_cast<T>(args.scalar(kLr));
-    c.nesterov = args.options[kNesterov] != 0;
-    c.is_first_step = args.options[kIsFirstStep] != 0;
+    c.nesterov = static_cast<T>(args.options[kNesterov] != 0);
+    c.is_first_step = static_cast<T>(args.options[kIsFirstStep] != 0);
     return c;
   }
 
@@ -49,8 +48,8 @@ struct SgdRule : SgdOp, ElementRule<Param, State> {
     g = c.l2 != T(0) ? g + c.l2 * x[kParam] : g;
     if (variant == kWithMomentum) {
       const T b = c.momentum * x[kMomentumBuffer] + c.one_minus_dampening * g;
-      x[kMomentumBuffer] = c.is_first_step ? g : b;
-      g = c.nesterov ? g + c.momentum * x[kMomentumBuffer] : x[kMomentumBuffer];
+      x[kMomentumBuffer] = c.is_first_step != T(0) ? g : b;
+      g = c.nesterov != T(0) ? g + c.momentum * x[kMomentumBuffer] : x[kMomentumBuffer];
     }
     x[kParam] = x[kParam] - c.lr * g;
   }

@@ -153,21 +153,50 @@ FC_INLINE void scale(const RowList<T>& rows, long long row, double length) {
   for (long long k = 0; k < rows.stride; ++k) rows[row][k] *= factor;
 }
 
+// Rows are read and written through pointers, so that the arithmetic is compiled once for all storages.
 template <typename Storage>
-struct GramSchmidt {
-  using T = typename Compute<Storage>::type;
+struct ReadRows {
+  template <typename T>
+  static FC_INLINE void run(const Matrix* m, T* values, long long stride) {
+    const Storage* const in = static_cast<const Storage*>(m->in);
+    for (long long i = 0; i < m->small(); ++i) {
+      for (long long k = 0; k < m->large(); ++k) values[i * stride + k] = load(in[m->at(i, k)]);
+    }
+  }
+};
 
-  static FC_INLINE void run(const Matrix* matrix, double floor, T* values, T* products, double* norms) {
+template <typename Storage>
+struct WriteRows {
+  template <typename T>
+  static FC_INLINE void run(const Matrix* m, const T* values, long long stride) {
+    Storage* const out = static_cast<Storage*>(m->out);
+    for (long long i = 0; i < m->small(); ++i) {
+      for (long long k = 0; k < m->large(); ++k) store(out[m->at(i, k)], values[i * stride + k]);
+    }
+  }
+};
+
+template <typename T>
+struct Copies {
+  void (*read)(const Matrix*, T*, long long);
+  void (*write)(const Matrix*, const T*, long long);
+};
+
+template <typename T>
+struct GramSchmidt {
+  static FC_INLINE void run(const Matrix* matrix, const Copies<T>* copies, double floor, T* values, T* products,
+                            double* norms) {
     const Matrix& m = *matrix;
     const long long small = m.small(), large = m.large();
     const RowList<T> rows = {values, padded(large, 2 * kLane<T>)};
-    Storage* const out = static_cast<Storage*>(m.out);
     // Rows in the last block of the last panel that there are not are zero.
     std::fill(values, values + padded(small, kBlock) * rows.stride, T(0));
     *m.info = 0;
-    if (!load_rows(m, rows, norms)) {
+    copies->read(&m, values, rows.stride);
+    if (!scale_rows(m, rows, norms)) {
       *m.info = kNotFinite;
-      std::fill(out, out + m.rows * m.columns, Storage());
+      std::fill(values, values + small * rows.stride, T(0));
+      copies->write(&m, values, rows.stride);
       return;
     }
     const double zero =
@@ -190,18 +219,13 @@ struct GramSchmidt {
         }
       }
     }
-    for (long long i = 0; i < small; ++i) {
-      for (long long k = 0; k < large; ++k) store(out[m.at(i, k)], rows[i][k]);
-    }
+    copies->write(&m, values, rows.stride);
   }
 
  private:
-  // Rows, scaled to length one: Gram-Schmidt does not see the difference. False if one is not finite.
-  static FC_INLINE bool load_rows(const Matrix& m, const RowList<T>& rows, double* norms) {
-    const Storage* const in = static_cast<const Storage*>(m.in);
-    const long long large = m.large();
+  // Scales rows to length one: Gram-Schmidt does not see the difference. False if one is not finite.
+  static FC_INLINE bool scale_rows(const Matrix& m, const RowList<T>& rows, double* norms) {
     for (long long i = 0; i < m.small(); ++i) {
-      for (long long k = 0; k < large; ++k) rows[i][k] = load(in[m.at(i, k)]);
       Vector<T> most = {}, nothing = {};
       for (long long k = 0; k < rows.stride; k += kLane<T>) {
         const Vector<T> x = vector_at(rows[i] + k), size = x < T(0) ? -x : x;
@@ -228,7 +252,10 @@ void run_list(const std::vector<Matrix>& matrices, double floor) {
     std::unique_ptr<T[]> values, products;
     std::unique_ptr<double[]> norms;
   };
-  const auto function = Clones<GramSchmidt<Storage>>::template select<const Matrix*, double, T*, T*, double*>();
+  const Copies<T> copies = {Clones<ReadRows<Storage>>::template select<const Matrix*, T*, long long>(),
+                            Clones<WriteRows<Storage>>::template select<const Matrix*, const T*, long long>()};
+  const auto function =
+      Clones<GramSchmidt<T>>::template select<const Matrix*, const Copies<T>*, double, T*, T*, double*>();
   long long small = 0, most = 0;
   for (const Matrix& m : matrices) {
     small = std::max(small, m.small());
@@ -241,7 +268,7 @@ void run_list(const std::vector<Matrix>& matrices, double floor) {
                     std::unique_ptr<double[]>(new double[small])};
       },
       [&](const Matrix& m, Room& room) {
-        function(&m, floor, room.values.get(), room.products.get(), room.norms.get());
+        function(&m, &copies, floor, room.values.get(), room.products.get(), room.norms.get());
       });
 }
 

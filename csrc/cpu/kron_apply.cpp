@@ -162,21 +162,35 @@ struct KronApply {
     }
   }
 
+  struct Pack {
+    static FC_INLINE void run(const Operand* o, long long k, long long count, long long columns, Real* to,
+                              const Team* team) {
+      pack(*o, k, count, columns, to, *team);
+    }
+  };
+
   // to = x^T y over `depth` rows. All see the result afterwards.
+  struct Multiply {
+    static FC_INLINE void run(long long depth, const Operand* x, const Operand* y, const Grid* grid,
+                              const Room<Real>* room, const Team* team) {
+      const Grid& to = *grid;
+      const long long rows = padded(to.rows, kStrip), columns = padded(to.columns, kStrip);
+      for (long long s = team->rank * kStrip; s < rows; s += team->size * kStrip) {
+        std::fill_n(to.at + s * to.stride, kStrip * to.stride, Real());
+      }
+      for (long long k = 0; k < depth; k += kDepth) {
+        const long long count = std::min(kDepth, depth - k);
+        call<kLevel, Pack>(x, k, count, to.rows, room->x.begin(), team);
+        call<kLevel, Pack>(y, k, count, to.columns, room->y.begin(), team);
+        team->wait();
+        T::add_rectangle(rows, columns, count, room->x.begin(), room->y.begin(), to.at, to.stride, *team);
+        team->wait();
+      }
+    }
+  };
   static FC_INLINE void multiply(long long depth, const Operand& x, const Operand& y, const Grid& to,
                                  const Room<Real>& room, const Team& team) {
-    const long long rows = padded(to.rows, kStrip), columns = padded(to.columns, kStrip);
-    for (long long s = team.rank * kStrip; s < rows; s += team.size * kStrip) {
-      std::fill_n(to.at + s * to.stride, kStrip * to.stride, Real());
-    }
-    for (long long k = 0; k < depth; k += kDepth) {
-      const long long count = std::min(kDepth, depth - k);
-      pack(x, k, count, to.rows, room.x.begin(), team);
-      pack(y, k, count, to.columns, room.y.begin(), team);
-      team.wait();
-      T::add_rectangle(rows, columns, count, room.x.begin(), room.y.begin(), to.at, to.stride, team);
-      team.wait();
-    }
+    call<kLevel, Multiply>(depth, &x, &y, &to, &room, &team);
   }
 
   // By 1 + rows_i columns_j. An infinite value would make what it divides zero: NaN instead, which will be noticed.
@@ -195,8 +209,18 @@ struct KronApply {
 
   // A scaled grid: stores it, if there is where to, and of each strip of rows keeps the inner product with another
   // matrix, if there is one, and its square, if it is stored.
+  struct Finish {
+    static FC_INLINE void run(const Grid* grid, Real scale, const Real* with, long long with_stride, Real* out,
+                              double* sums, const Team* team) {
+      finish_strips(*grid, scale, with, with_stride, out, sums, *team);
+    }
+  };
   static FC_INLINE void finish(const Grid& grid, Real scale, const Real* with, long long with_stride, Real* out,
                                double* sums, const Team& team) {
+    call<kLevel, Finish>(&grid, scale, with, with_stride, out, sums, &team);
+  }
+  static FC_INLINE void finish_strips(const Grid& grid, Real scale, const Real* with, long long with_stride, Real* out,
+                                      double* sums, const Team& team) {
     for (long long s = team.rank * kStrip; s < grid.rows; s += team.size * kStrip) {
       FewDoubles dots = {}, squares = {};
       double dot = 0.0, square = 0.0;

@@ -26,47 +26,15 @@ struct Room {
         y(has_other ? padded_rows<Real>(columns) * kDepth : 0) {}
 };
 
-// The factor is in the dtype of the arithmetic on the samples.
+// Brings rows first, ..., first + depth - 1 of the samples into strips.
 template <typename Real, typename Storage, Simd kLevel>
-struct KronFactor {
-  using T = Tiles<Real, kLevel>;
-  using Out = typename Compute<Storage>::type;
-  static constexpr long long kStrip = T::kStrip;
+struct Pack {
+  static constexpr long long kStrip = Tiles<Real, kLevel>::kStrip;
 
-  static FC_INLINE void run(const Statistic* statistic, Room<Real>* room, const Team* team) {
-    const Statistic& s = *statistic;
-    const long long rows = padded_rows<Real>(s.rows()), columns = padded_rows<Real>(s.columns());
-    const long long stride = padded_stride<Real>(s.columns());
-    const bool is_symmetric = s.is_symmetric();
-    Real *const sums = room->sums.begin(), *const x = room->x.begin(), *const y = room->y.begin();
-    for (long long i = team->rank; i < rows; i += team->size) std::fill_n(sums + i * stride, columns, Real());
-    for (long long first = 0; first < s.count; first += kDepth) {
-      const long long depth = std::min(kDepth, s.count - first);
-      pack(s.x, s.has_ones, rows, first, depth, x, *team);
-      if (!is_symmetric) pack(s.y, s.has_ones, columns, first, depth, y, *team);
-      team->wait();
-      if (is_symmetric) {
-        T::add_triangle(0, rows, depth, x, sums, stride, *team, [](long long) { return Real(1); });
-      } else {
-        T::add_rectangle(rows, columns, depth, x, y, sums, stride, *team);
-      }
-      team->wait();
-    }
-    if (team->rank == 0) room->is_finite = all_finite(s, sums, stride);
-    team->wait();
-    if (room->is_finite) add(s, sums, stride, *team);
-    team->wait();  // before the room is another's
-    if (team->rank > 0) return;
-    *s.info = room->is_finite ? 0 : kNotFinite;
-    double trace = 0.0;
-    const Out* const factor = static_cast<const Out*>(s.factor);
-    for (long long i = 0; is_symmetric && i < s.rows(); ++i) trace += factor[i * s.rows() + i];
-    *s.trace = trace;
-  }
-
- private:
-  static FC_INLINE void pack(const Samples& x, bool has_ones, long long padded, long long first, long long depth,
-                             Real* to, const Team& team) {
+  static FC_INLINE void run(const Samples* samples, bool has_ones, long long padded, long long first, long long depth,
+                            Real* to, const Team* given) {
+    const Samples& x = *samples;
+    const Team& team = *given;
     const Storage* const values = static_cast<const Storage*>(x.values);
     for (long long j = team.rank * kStrip; j < padded; j += team.size * kStrip) {
       Real* const strip = to + j * depth;
@@ -91,6 +59,7 @@ struct KronFactor {
     }
   }
 
+ private:
   // One column of the patches: what one weight of the convolution sees.
   static FC_INLINE void pack_patches(const Patches& p, const Storage* images, long long column, long long first,
                                      long long depth, Real* to) {
@@ -110,7 +79,48 @@ struct KronFactor {
       if (++oy == p.outputs[0]) oy = 0, ++image;
     }
   }
+};
 
+template <typename Real>
+using PackFunction = void (*)(const Samples*, bool, long long, long long, long long, Real*, const Team*);
+
+// Sums are in Real, the factor in Out. Samples come through a function, so that this is compiled once for all storages.
+template <typename Real, typename Out, Simd kLevel>
+struct KronFactor {
+  using T = Tiles<Real, kLevel>;
+
+  static FC_INLINE void run(const Statistic* statistic, PackFunction<Real> pack, Room<Real>* room, const Team* team) {
+    const Statistic& s = *statistic;
+    const long long rows = padded_rows<Real>(s.rows()), columns = padded_rows<Real>(s.columns());
+    const long long stride = padded_stride<Real>(s.columns());
+    const bool is_symmetric = s.is_symmetric();
+    Real *const sums = room->sums.begin(), *const x = room->x.begin(), *const y = room->y.begin();
+    for (long long i = team->rank; i < rows; i += team->size) std::fill_n(sums + i * stride, columns, Real());
+    for (long long first = 0; first < s.count; first += kDepth) {
+      const long long depth = std::min(kDepth, s.count - first);
+      pack(&s.x, s.has_ones, rows, first, depth, x, team);
+      if (!is_symmetric) pack(&s.y, s.has_ones, columns, first, depth, y, team);
+      team->wait();
+      if (is_symmetric) {
+        T::add_triangle(0, rows, depth, x, sums, stride, *team, [](long long) { return Real(1); });
+      } else {
+        T::add_rectangle(rows, columns, depth, x, y, sums, stride, *team);
+      }
+      team->wait();
+    }
+    if (team->rank == 0) room->is_finite = all_finite(s, sums, stride);
+    team->wait();
+    if (room->is_finite) add(s, sums, stride, *team);
+    team->wait();  // before the room is another's
+    if (team->rank > 0) return;
+    *s.info = room->is_finite ? 0 : kNotFinite;
+    double trace = 0.0;
+    const Out* const factor = static_cast<const Out*>(s.factor);
+    for (long long i = 0; is_symmetric && i < s.rows(); ++i) trace += factor[i * s.rows() + i];
+    *s.trace = trace;
+  }
+
+ private:
   // Where sums are squares, those on the diagonal are the largest but for rounding, which doubling them covers.
   static FC_INLINE bool all_finite(const Statistic& s, const Real* sums, long long stride) {
     const Real scale = static_cast<Real>(s.scale);
@@ -152,9 +162,13 @@ struct KronFactor {
 
 template <typename Real, typename Storage>
 void run_list(const std::vector<Statistic>& statistics) {
-  const auto function =
-      Clones<KronFactor<Real, Storage, Simd::baseline>, KronFactor<Real, Storage, Simd::v3>,
-             KronFactor<Real, Storage, Simd::v4>>::template select<const Statistic*, Room<Real>*, const Team*>();
+  using Out = typename Compute<Storage>::type;
+  const PackFunction<Real> pack =
+      Clones<Pack<Real, Storage, Simd::baseline>, Pack<Real, Storage, Simd::v3>, Pack<Real, Storage, Simd::v4>>::
+          template select<const Samples*, bool, long long, long long, long long, Real*, const Team*>();
+  const auto function = Clones<KronFactor<Real, Out, Simd::baseline>, KronFactor<Real, Out, Simd::v3>,
+                               KronFactor<Real, Out, Simd::v4>>::template select<const Statistic*, PackFunction<Real>,
+                                                                                 Room<Real>*, const Team*>();
   std::vector<double> costs;
   for (const Statistic& s : statistics) {
     costs.push_back(static_cast<double>(s.count) * s.rows() * s.columns() * (s.is_symmetric() ? 1 : 2));
@@ -171,7 +185,7 @@ void run_list(const std::vector<Statistic>& statistics) {
         }
         return Room<Real>(rows, columns, has_other);
       },
-      [&](size_t number, Room<Real>& room, const Team& team) { function(&statistics[number], &room, &team); });
+      [&](size_t number, Room<Real>& room, const Team& team) { function(&statistics[number], pack, &room, &team); });
 }
 
 template <typename Real>

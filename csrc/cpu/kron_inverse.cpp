@@ -45,18 +45,25 @@ struct KronInverse {
 
  private:
   using Small = Lanes<Real>;
+  using Shifts = typename Small::Vector;
+  struct Invert {
+    static FC_INLINE void run(const Factor* factors, int count, const Shifts* shifts, Real* room, int* found) {
+      Small::invert(factors, count, *shifts, room, found);
+    }
+  };
 
   static FC_INLINE void run_small(const Factor* factors, int count, Real* room) {
-    typename Small::Vector shifts{};
+    Shifts shifts{};
     for (int l = 0; l < count; ++l) shifts[l] = static_cast<Real>(*factors[l].damping);
     int found[Small::kLanes];
-    Small::invert(factors, count, shifts, room, found);
+    call<kLevel, Invert>(factors, count, &shifts, room, found);
     for (int l = 0; l < count; ++l) {
       *factors[l].info = 0;
       if (found[l] == 0) continue;
       attempt<Real>(factors[l], {0, 1}, [&](Real shift) FC_INLINED {
         int again;
-        Small::invert(&factors[l], 1, typename Small::Vector{} + shift, room, &again);
+        const Shifts alone = Shifts{} + shift;
+        call<kLevel, Invert>(&factors[l], 1, &alone, room, &again);
         return again;
       });
     }

@@ -1,6 +1,7 @@
 // The loops of every multi-tensor op on the CPU: its rule (../rule.h) over a table, in one parallel region.
 // Floor: bytes over memory bandwidth, plus about 0.1 us per tensor.
 #pragma once
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
@@ -64,19 +65,21 @@ struct UpdateElements {
   static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long begin,
                             long long end) {
     using All = typename MakeIndices<Rule::kLists>::type;
-    if constexpr (Rule::kSums > 0) {
-      const Rows rows = table->rows(tensor);
-      if (rows.count) {  // their sums were taken before
-        while (begin < end) {
-          const long long stop = std::min(end, (begin / rows.inner + 1) * rows.inner);
-          const auto row = *reinterpret_cast<const typename Rule::Row*>(table->row_scratch(rows, rows.row_at(begin)));
-          update_run<Rule, false>(*c, row, *table, tensor, begin, stop - begin, All());
-          begin = stop;
-        }
-        return;
-      }
+    const Rows rows = table->rows(tensor);
+    if (Rule::kFirstWrites != 0 && !rows.count) {
+      update_run<Rule, true>(*c, Rule::no_row(*c), *table, tensor, begin, end - begin, All());
+      return;
     }
-    update_run<Rule, true>(*c, Rule::no_row(*c), *table, tensor, begin, end - begin, All());
+    while (begin < end) {  // once, or row by row with sums that were taken before
+      long long stop = end;
+      typename Rule::Row row = Rule::no_row(*c);
+      if (Rule::kSums > 0 && rows.count) {
+        stop = std::min(end, (begin / rows.inner + 1) * rows.inner);
+        row = *reinterpret_cast<const typename Rule::Row*>(table->row_scratch(rows, rows.row_at(begin)));
+      }
+      update_run<Rule, false>(*c, row, *table, tensor, begin, stop - begin, All());
+      begin = stop;
+    }
   }
 };
 
@@ -156,33 +159,66 @@ FC_INLINE void fetch(const Table& table, long long tensor, long long begin, long
   (fetch_list<has(lists, l)>(list_at<Rule, l>(table, tensor, begin), count), ...);
 }
 
+// The sums over a row, or over one segment of it: a function of its own, for they are inlined where time matters.
+template <typename Rule>
+struct SumSegment {
+  static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long row,
+                            long long segment, double* sums) {
+    sum_segment<Rule>(*c, *table, tensor, table->rows(tensor), row, segment, sums,
+                      typename MakeIndices<Rule::kLists>::type());
+  }
+};
+
+template <typename Rule>
+using SumSegmentFunction = void (*)(const typename Rule::Coefficients*, const Table*, long long, long long, long long,
+                                    double*);
+
+// Rows that are local to a thread.
 template <typename Rule>
 struct UpdateRows {
   using Coefficients = typename Rule::Coefficients;
   using RowValue = typename Rule::RowValue;
+  using Row = typename Rule::Row;
   using All = typename MakeIndices<Rule::kLists>::type;
+  // Loops of their own for short rows, and for two rows at a time, where models are trained in these dtypes.
+  static constexpr bool kTuned = !Rule::kRowIsTensor && !std::is_same_v<typename Rule::Param, double> &&
+                                 !std::is_same_v<typename Rule::Param, float16> &&
+                                 std::is_same_v<typename Rule::State, float>;
 
-  static FC_INLINE void run(const Coefficients* c, const Table* table, long long tensor, long long begin,
-                            long long end) {
+  static FC_INLINE void run(const Coefficients* c, const Table* table, long long tensor, long long begin, long long end,
+                            SumSegmentFunction<Rule> sum) {
     const Rows rows = table->rows(tensor);
     const bool rare = Rule::kRare && Rule::is_rare(*c);
-    if (rows.length == 1) {
-      rare ? single<true>(*c, *table, tensor, begin, end - begin, All())
-           : single<false>(*c, *table, tensor, begin, end - begin, All());
-    } else if (rows.length <= kShortRow) {
-      const long long fit = kShortChunk / rows.length;
-      for (; begin < end; begin += fit) {
-        const long long stop = std::min(end, begin + fit);
-        rare ? short_rows<true>(*c, *table, tensor, rows, begin, stop, All())
-             : short_rows<false>(*c, *table, tensor, rows, begin, stop, All());
+    if constexpr (!Rule::kRowIsTensor) {
+      if (rows.length == 1) {
+        rare ? single<true>(*c, *table, tensor, begin, end - begin, All())
+             : single<false>(*c, *table, tensor, begin, end - begin, All());
+        return;
       }
-    } else {
-      typename Rule::Row row = begin < end ? its_row(*c, *table, tensor, rows, begin) : Rule::no_row(*c);
-      for (; begin + 1 < end; ++begin) {
-        row = rare ? with_next<true>(*c, row, *table, tensor, rows, begin, All())
-                   : with_next<false>(*c, row, *table, tensor, rows, begin, All());
+    }
+    if constexpr (kTuned) {
+      if (rows.length <= kShortRow) {
+        const long long fit = kShortChunk / rows.length;
+        for (; begin < end; begin += fit) {
+          const long long stop = std::min(end, begin + fit);
+          rare ? short_rows<true>(*c, *table, tensor, rows, begin, stop, All())
+               : short_rows<false>(*c, *table, tensor, rows, begin, stop, All());
+        }
+        return;
       }
-      if (begin < end) update_run<Rule, false>(*c, row, *table, tensor, begin * rows.length, rows.length, All());
+    }
+    Row row = Rule::no_row(*c);
+    for (bool is_known = false; begin < end; ++begin) {
+      if (!is_known) row = its_row(*c, *table, tensor, rows, begin, sum);
+      is_known = kTuned && begin + 1 < end;
+      if constexpr (kTuned) {
+        if (is_known) {
+          row = rare ? with_next<true>(*c, row, *table, tensor, rows, begin, All())
+                     : with_next<false>(*c, row, *table, tensor, rows, begin, All());
+          continue;
+        }
+      }
+      update_run<Rule, false>(*c, row, *table, tensor, begin * rows.length, rows.length, All());
     }
   }
 
@@ -190,9 +226,8 @@ struct UpdateRows {
   // Updates a row while taking the sums over the next, which keeps memory busy and costs little time of its own: most
   // of an update is waiting for roots and quotients.
   template <bool rare, int... l>
-  static FC_INLINE typename Rule::Row with_next(const Coefficients& c, const typename Rule::Row& row,
-                                                const Table& table, long long tensor, const Rows& rows,
-                                                long long number, Indices<l...> all) {
+  static FC_INLINE Row with_next(const Coefficients& c, const Row& row, const Table& table, long long tensor,
+                                 const Rows& rows, long long number, Indices<l...> all) {
     double segments[kLocalRow / kSegment][Rule::kSums], sums[Rule::kSums];
     const long long after = table.numel(tensor) - (number + 2) * rows.length;
     for (long long s = 0; s < rows.segments(); ++s) {
@@ -204,12 +239,10 @@ struct UpdateRows {
     return Rule::row(c, sums, rows.length, table, tensor, number + 1);
   }
 
-  static FC_INLINE typename Rule::Row its_row(const Coefficients& c, const Table& table, long long tensor,
-                                              const Rows& rows, long long row) {
+  static FC_INLINE Row its_row(const Coefficients& c, const Table& table, long long tensor, const Rows& rows,
+                               long long row, SumSegmentFunction<Rule> sum) {
     double segments[kLocalRow / kSegment][Rule::kSums], sums[Rule::kSums];
-    for (long long s = 0; s < rows.segments(); ++s) {
-      sum_segment<Rule>(c, table, tensor, rows, row, s, segments[s], All());
-    }
+    for (long long s = 0; s < rows.segments(); ++s) sum(&c, &table, tensor, row, s, segments[s]);
     sum_row<Rule>(segments[0], rows.segments(), Rule::kSums, sums);
     return Rule::row(c, sums, rows.length, table, tensor, row);
   }
@@ -217,12 +250,13 @@ struct UpdateRows {
   template <bool rare, int... l>
   static FC_INLINE void short_rows(const Coefficients& c, const Table& table, long long tensor, const Rows& rows,
                                    long long begin, long long end, Indices<l...> all) {
-    typename Rule::Row found[kShortChunk / 2];
+    Row found[kShortChunk / 2];
     for (long long r = begin; r < end; ++r) {
       // Sums take few lists and much time, the update the other way round: memory is to be busy all the time.
       fetch<Rule, Rule::kReads & ~Rule::kFirstReads>(table, tensor, r * rows.length, rows.length, all);
       double sums[Rule::kSums];
-      sum_segment<Rule>(c, table, tensor, rows, r, 0, sums, all);
+      const long long at = r * rows.length, readable = table.numel(tensor) - at - rows.length;
+      sum_elements<Rule>(c, rows, rows.length, readable, sums, all, list_at<Rule, l>(table, tensor, at)...);
       found[r - begin] = Rule::row(c, sums, rows.length, table, tensor, r);
     }
     if (end < rows.count) {
@@ -249,34 +283,6 @@ struct UpdateRows {
   static FC_INLINE void single(const Coefficients& c, const Table& table, long long tensor, long long begin,
                                long long count, Indices<l...> all) {
     update_single<Rule, rare>(c, table, tensor, begin, count, all, list_at<Rule, l>(table, tensor, begin)...);
-  }
-};
-
-template <typename Rule>
-struct SumSegments {
-  static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long begin,
-                            long long end) {
-    const Rows rows = table->rows(tensor);
-    for (long long s = begin; s < end; ++s) {
-      const long long row = s / rows.segments(), segment = s % rows.segments();
-      sum_segment<Rule>(*c, *table, tensor, rows, row, segment, table->segment_scratch(rows, row, segment),
-                        typename MakeIndices<Rule::kLists>::type());
-    }
-  }
-};
-
-template <typename Rule>
-struct FinishRows {
-  static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long begin,
-                            long long end) {
-    const Rows rows = table->rows(tensor);
-    double sums[Rule::kSums];
-    for (long long r = begin; r < end; ++r) {
-      sum_row<Rule>(table->segment_scratch(rows, r, 0), rows.segments(), kRowWords, sums);
-      static_assert(sizeof(typename Rule::Row) <= kRowWords * sizeof(double));
-      *reinterpret_cast<typename Rule::Row*>(table->row_scratch(rows, r)) =
-          Rule::row(*c, sums, rows.length, *table, tensor, r);
-    }
   }
 };
 
@@ -308,24 +314,39 @@ bool run_rule(const Args& args) {
   }
   for (long long t = 0; t < table.tensors(); ++t) Rule::advance(args, table, t);
 
-  const auto on = [&](auto loop) {
-    using Loop = decltype(loop);
-    const auto function =
-        Clones<Loop>::template select<const Coefficients*, const Table*, long long, long long, long long>();
-    return [&, function](long long t, long long begin, long long end) {
-      function(&coefficients[which[t]], &table, t, begin, end);
-    };
+  const auto elements_function = Clones<UpdateElements<Rule>>::template select<const Coefficients*, const Table*,
+                                                                               long long, long long, long long>();
+  const auto update_elements = [&](long long t, long long begin, long long end) {
+    elements_function(&coefficients[which[t]], &table, t, begin, end);
   };
-  const auto update_elements = on(UpdateElements<Rule>());
   const auto elements = running_totals(table, [&](long long t) { return table.numel(t); });
   const bool parallel = elements.back() > kSerialElements;
   if constexpr (Rule::kSums == 0) {
 #pragma omp parallel if (parallel)
     for_my_share(elements, 0, table.tensors(), kRangeAlignment, update_elements);
   } else {
-    const auto update_rows = on(UpdateRows<Rule>());
-    const auto sum_segments = on(SumSegments<Rule>());
-    const auto finish_rows = on(FinishRows<Rule>());
+    static_assert(sizeof(typename Rule::Row) <= kRowWords * sizeof(double));
+    using Sum = SumSegmentFunction<Rule>;
+    const Sum sum = Clones<SumSegment<Rule>>::template select<const Coefficients*, const Table*, long long, long long,
+                                                              long long, double*>();
+    const auto update_rows = Clones<UpdateRows<Rule>>::template select<const Coefficients*, const Table*, long long,
+                                                                       long long, long long, Sum>();
+    const auto sum_segments = [&](long long t, long long begin, long long end) {
+      const Rows r = table.rows(t);
+      for (long long s = begin; s < end; ++s) {
+        const long long row = s / r.segments(), segment = s % r.segments();
+        sum(&coefficients[which[t]], &table, t, row, segment, table.segment_scratch(r, row, segment));
+      }
+    };
+    const auto finish_rows = [&](long long t, long long begin, long long end) {
+      const Rows r = table.rows(t);
+      double sums[Rule::kSums];
+      for (long long row = begin; row < end; ++row) {
+        sum_row<Rule>(table.segment_scratch(r, row, 0), r.segments(), kRowWords, sums);
+        *reinterpret_cast<typename Rule::Row*>(table.row_scratch(r, row)) =
+            Rule::row(coefficients[which[t]], sums, r.length, table, t, row);
+      }
+    };
     const auto with_scratch = [&](auto size) {
       return running_totals(table, [&, size](long long t) { return table.rows(t).scratch ? size(table.rows(t)) : 0; });
     };
@@ -345,7 +366,8 @@ bool run_rule(const Args& args) {
         const Rows r = table.rows(t);
         // Whole rows: those that begin in this thread's share.
         if (!r.local()) return update_elements(t, begin, end);
-        update_rows(t, (begin + r.inner - 1) / r.inner, (end + r.inner - 1) / r.inner);
+        update_rows(&coefficients[which[t]], &table, t, (begin + r.inner - 1) / r.inner, (end + r.inner - 1) / r.inner,
+                    sum);
       });
     }
   }

@@ -31,22 +31,20 @@ struct Room {
         product(new double[this->small * kPanel]) {}
 };
 
-template <typename Storage>
 struct NewtonSchulz {
-  static FC_INLINE void run(const Matrix* matrix, const Step* steps, long long count, long long spectral, double eps,
-                            Room* room) {
+  static FC_INLINE void run(const Matrix* matrix, const Panels* given, const Step* steps, long long count,
+                            long long spectral, double eps, Room* room) {
     const Matrix& m = *matrix;
-    const Storage* const in = static_cast<const Storage*>(m.in);
-    Storage* const out = static_cast<Storage*>(m.out);
+    const Panels& panels = *given;
     const long long small = m.small();
     double *const r = room->gram.get(), *const p = room->step.get();
-    gram(m, in, room->panel.get(), r, kPanel);
+    gram(panels, m, m.in, room->panel.get(), r, kPanel);
     double trace = 0.0;
     for (long long i = 0; i < small; ++i) trace += r[i * kPanel + i];
     *m.info = trace - trace == 0.0 ? 0 : kNotFinite;
     if (!(trace > 0.0) || *m.info) {
       if (spectral && trace == 0.0) *m.info = static_cast<int>(small);
-      std::fill(out, out + m.rows * m.columns, Storage());
+      panels.clear(m);
       return;
     }
     if (!spectral) trace = std::max(trace, eps * eps);
@@ -76,10 +74,13 @@ struct NewtonSchulz {
         multiply(small, p, kPanel, square, r, small);
       }
     }
-    apply(m, in, whole->get(), kPanel, room->panel.get(), next->get(), out);
+    apply(panels, m, m.in, whole->get(), kPanel, room->panel.get(), next->get(), m.out);
     if (!spectral) return;
     double square = 0.0;
-    for (long long i = 0; i < m.rows * m.columns; ++i) square += static_cast<double>(load(out[i])) * load(out[i]);
+    for (long long begin = 0; begin < m.large(); begin += kPanel) {
+      panels.load(&m, m.out, begin, room->panel.get());
+      for (long long i = 0; i < small * kPanel; ++i) square += room->panel[i] * room->panel[i];
+    }
     *m.info = static_cast<int>(small - std::llround(square));
   }
 
@@ -101,29 +102,20 @@ struct NewtonSchulz {
   }
 };
 
-template <typename Storage>
-void run_list(const std::vector<Matrix>& matrices, const std::vector<Step>& steps, long long spectral, double eps) {
+}  // namespace
+
+void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const std::vector<Step>& steps,
+                       long long spectral, double eps) {
+  const Panels panels = Panels::of(dtype);
   const auto function =
-      Clones<NewtonSchulz<Storage>>::template select<const Matrix*, const Step*, long long, long long, double, Room*>();
+      Clones<NewtonSchulz>::select<const Matrix*, const Panels*, const Step*, long long, long long, double, Room*>();
   long long small = 0;
   for (const Matrix& m : matrices) small = std::max(small, m.small());
   const long long count = static_cast<long long>(steps.size());
   for_each_matrix(
       matrices, [&](const Matrix& m) { return m.small() * m.small() * (3 * m.large() + 8 * count * m.small()); },
       [&] { return Room(small); },
-      [&](const Matrix& m, Room& room) { function(&m, steps.data(), count, spectral, eps, &room); });
-}
-
-}  // namespace
-
-void newton_schulz_cpu(const std::vector<Matrix>& matrices, Dtype dtype, const std::vector<Step>& steps,
-                       long long spectral, double eps) {
-  switch (dtype) {
-    case Dtype::float32: return run_list<float>(matrices, steps, spectral, eps);
-    case Dtype::float64: return run_list<double>(matrices, steps, spectral, eps);
-    case Dtype::bfloat16: return run_list<bfloat16>(matrices, steps, spectral, eps);
-    case Dtype::float16: return run_list<float16>(matrices, steps, spectral, eps);
-  }
+      [&](const Matrix& m, Room& room) { function(&m, &panels, steps.data(), count, spectral, eps, &room); });
 }
 
 }  // namespace fastcurv

@@ -49,23 +49,21 @@ FC_INLINE void compose(long long small, long long stride, const double* vectors,
   }
 }
 
-template <typename Storage>
 struct Polar {
-  static FC_INLINE void run(const Matrix* matrix, Room* room) {
+  static FC_INLINE void run(const Matrix* matrix, const Panels* given, Room* room) {
     const Matrix& m = *matrix;
-    const Storage* const in = static_cast<const Storage*>(m.in);
-    Storage* const out = static_cast<Storage*>(m.out);
+    const Panels& panels = *given;
     const long long small = m.small(), stride = room->stride;
     double *const s = room->gram.get(), *const lambda = room->values.get();
-    gram(m, in, room->panel.get(), s, stride);
     double* const squares = room->squares.get();
     double trace = 0.0;
+    gram(panels, m, m.in, room->panel.get(), s, stride);
     for (long long i = 0; i < small; ++i) trace += squares[i] = s[i * stride + i];
     const bool finite = trace - trace == 0.0 && symmetric_eigen(small, stride, s, lambda, room->work.get());
     *m.info = finite ? 0 : kNotFinite;
     if (!finite || trace == 0.0) {
       if (finite) *m.info = static_cast<int>(small);
-      std::fill(out, out + m.rows * m.columns, Storage());
+      panels.clear(m);
       return;
     }
     const double largest = *std::max_element(lambda, lambda + small);
@@ -78,17 +76,18 @@ struct Polar {
       *m.info += !counts;
       lambda[k] = counts ? 1.0 / std::sqrt(lambda[k]) : 0.0;
     }
-    compose(small, stride, s, lambda, squares, room->work.get(), room->factor.get());
-    apply(m, in, room->factor.get(), stride, room->panel.get(), room->product.get(), out);
+    double* const factor = room->factor.get();
+    compose(small, stride, s, lambda, squares, room->work.get(), factor);
+    const void* from = m.in;
     // Rounding of S moves the smallest eigenvalue by about this part of itself; a polishing step squares it.
-    double loss = std::numeric_limits<double>::epsilon() * largest / smallest;
-    for (; loss > kPolished; loss *= loss) {
-      gram(m, static_cast<const Storage*>(out), room->panel.get(), s, stride);
-      double* const factor = room->factor.get();
+    for (double loss = std::numeric_limits<double>::epsilon() * largest / smallest;; loss *= loss) {
+      apply(panels, m, from, factor, stride, room->panel.get(), room->product.get(), m.out);
+      if (!(loss > kPolished)) break;
+      from = m.out;
+      gram(panels, m, from, room->panel.get(), s, stride);
       for (long long i = 0; i < small; ++i) {
         for (long long j = 0; j < stride; ++j) factor[i * stride + j] = (i == j ? 1.5 : 0.0) - 0.5 * s[i * stride + j];
       }
-      apply(m, static_cast<const Storage*>(out), factor, stride, room->panel.get(), room->product.get(), out);
     }
   }
 
@@ -96,25 +95,16 @@ struct Polar {
   static constexpr double kPolished = 1e-7;
 };
 
-template <typename Storage>
-void run_list(const std::vector<Matrix>& matrices) {
-  const auto function = Clones<Polar<Storage>>::template select<const Matrix*, Room*>();
+}  // namespace
+
+void polar_cpu(const std::vector<Matrix>& matrices, Dtype dtype) {
+  const Panels panels = Panels::of(dtype);
+  const auto function = Clones<Polar>::select<const Matrix*, const Panels*, Room*>();
   long long small = 0;
   for (const Matrix& m : matrices) small = std::max(small, m.small());
   for_each_matrix(
       matrices, [](const Matrix& m) { return m.small() * m.small() * (3 * m.large() + 12 * m.small()); },
-      [&] { return Room(small); }, [&](const Matrix& m, Room& room) { function(&m, &room); });
-}
-
-}  // namespace
-
-void polar_cpu(const std::vector<Matrix>& matrices, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float32: return run_list<float>(matrices);
-    case Dtype::bfloat16: return run_list<bfloat16>(matrices);
-    case Dtype::float16: return run_list<float16>(matrices);
-    case Dtype::float64: break;
-  }
+      [&] { return Room(small); }, [&](const Matrix& m, Room& room) { function(&m, &panels, &room); });
 }
 
 }  // namespace fastcurv

@@ -2,9 +2,10 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
+#include <cstring>
 
 #include "each_matrix.h"
+#include "simd.h"
 
 namespace fastcurv {
 
@@ -16,39 +17,71 @@ constexpr long long kWide = 8;     // doubles in a vector
 // Columns begin, begin + 1, ... of a matrix (or of its transpose, where that is wide) in double. Rows are padded by
 // zeros to multiples of four, columns to kPanel.
 template <typename Storage>
-FC_INLINE void load_panel(const Matrix& m, const Storage* from, long long begin, double* panel) {
-  const long long small = m.small(), width = std::min(kPanel, m.large() - begin);
-  std::fill(panel, panel + padded(small, 4) * kPanel, 0.0);
-  if (m.is_wide()) {
-    for (long long i = 0; i < small; ++i) {
-      const Storage* const row = from + i * m.columns + begin;
-      for (long long k = 0; k < width; ++k) panel[i * kPanel + k] = static_cast<double>(load(row[k]));
-    }
-  } else {
-    for (long long k = 0; k < width; ++k) {
-      const Storage* const row = from + (begin + k) * m.columns;
-      for (long long i = 0; i < small; ++i) panel[i * kPanel + k] = static_cast<double>(load(row[i]));
+struct LoadPanel {
+  static FC_INLINE void run(const Matrix* matrix, const void* values, long long begin, double* panel) {
+    const Matrix& m = *matrix;
+    const Storage* const from = static_cast<const Storage*>(values);
+    const long long small = m.small(), width = std::min(kPanel, m.large() - begin);
+    std::fill(panel, panel + padded(small, 4) * kPanel, 0.0);
+    if (m.is_wide()) {
+      for (long long i = 0; i < small; ++i) {
+        const Storage* const row = from + i * m.columns + begin;
+        for (long long k = 0; k < width; ++k) panel[i * kPanel + k] = static_cast<double>(load(row[k]));
+      }
+    } else {
+      for (long long k = 0; k < width; ++k) {
+        const Storage* const row = from + (begin + k) * m.columns;
+        for (long long i = 0; i < small; ++i) panel[i * kPanel + k] = static_cast<double>(load(row[i]));
+      }
     }
   }
-}
+};
 
 template <typename Storage>
-FC_INLINE void store_panel(const Matrix& m, const double* panel, long long begin, Storage* to) {
-  const long long small = m.small(), width = std::min(kPanel, m.large() - begin);
-  if (m.is_wide()) {
-    for (long long i = 0; i < small; ++i) {
-      Storage* const row = to + i * m.columns + begin;
-      for (long long k = 0; k < width; ++k)
-        store(row[k], static_cast<typename Compute<Storage>::type>(panel[i * kPanel + k]));
-    }
-  } else {
-    for (long long k = 0; k < width; ++k) {
-      Storage* const row = to + (begin + k) * m.columns;
-      for (long long i = 0; i < small; ++i)
-        store(row[i], static_cast<typename Compute<Storage>::type>(panel[i * kPanel + k]));
+struct StorePanel {
+  static FC_INLINE void run(const Matrix* matrix, const double* panel, long long begin, void* values) {
+    using T = typename Compute<Storage>::type;
+    const Matrix& m = *matrix;
+    Storage* const to = static_cast<Storage*>(values);
+    const long long small = m.small(), width = std::min(kPanel, m.large() - begin);
+    if (m.is_wide()) {
+      for (long long i = 0; i < small; ++i) {
+        Storage* const row = to + i * m.columns + begin;
+        for (long long k = 0; k < width; ++k) store(row[k], static_cast<T>(panel[i * kPanel + k]));
+      }
+    } else {
+      for (long long k = 0; k < width; ++k) {
+        Storage* const row = to + (begin + k) * m.columns;
+        for (long long i = 0; i < small; ++i) store(row[i], static_cast<T>(panel[i * kPanel + k]));
+      }
     }
   }
-}
+};
+
+// Panels are read and written through pointers, so that the arithmetic is compiled once for all dtypes.
+struct Panels {
+  void (*load)(const Matrix*, const void*, long long, double*);
+  void (*store)(const Matrix*, const double*, long long, void*);
+  long long item_size;
+
+  template <typename Storage>
+  static Panels of() {
+    return {Clones<LoadPanel<Storage>>::template select<const Matrix*, const void*, long long, double*>(),
+            Clones<StorePanel<Storage>>::template select<const Matrix*, const double*, long long, void*>(),
+            sizeof(Storage)};
+  }
+  static Panels of(Dtype dtype) {
+    switch (dtype) {
+      case Dtype::float64: return of<double>();
+      case Dtype::bfloat16: return of<bfloat16>();
+      case Dtype::float16: return of<float16>();
+      case Dtype::float32: break;
+    }
+    return of<float>();
+  }
+
+  FC_INLINE void clear(const Matrix& m) const { std::memset(m.out, 0, m.rows * m.columns * item_size); }
+};
 
 // gram += panel panel^T, of which only blocks of four on and below the diagonal are kept.
 FC_INLINE void add_gram(long long small, const double* panel, double* gram, long long stride) {
@@ -95,12 +128,12 @@ FC_INLINE void multiply(long long small, const double* left, long long stride, c
 }
 
 // gram = G G^T, of a matrix or its transpose.
-template <typename Storage>
-FC_INLINE void gram(const Matrix& m, const Storage* from, double* panel, double* gram, long long stride) {
+FC_INLINE void gram(const Panels& panels, const Matrix& m, const void* from, double* panel, double* gram,
+                    long long stride) {
   const long long small = m.small();
   std::fill(gram, gram + padded(small, 4) * stride, 0.0);
   for (long long begin = 0; begin < m.large(); begin += kPanel) {
-    load_panel(m, from, begin, panel);
+    panels.load(&m, from, begin, panel);
     add_gram(small, panel, gram, stride);
   }
   for (long long i = 0; i < small; ++i) {
@@ -109,13 +142,12 @@ FC_INLINE void gram(const Matrix& m, const Storage* from, double* panel, double*
 }
 
 // to = factor G, or (factor G^T)^T.
-template <typename Storage>
-FC_INLINE void apply(const Matrix& m, const Storage* from, const double* factor, long long stride, double* panel,
-                     double* product, Storage* to) {
+FC_INLINE void apply(const Panels& panels, const Matrix& m, const void* from, const double* factor, long long stride,
+                     double* panel, double* product, void* to) {
   for (long long begin = 0; begin < m.large(); begin += kPanel) {
-    load_panel(m, from, begin, panel);
+    panels.load(&m, from, begin, panel);
     multiply(m.small(), factor, stride, panel, product, std::min(kPanel, m.large() - begin));
-    store_panel(m, product, begin, to);
+    panels.store(&m, product, begin, to);
   }
 }
 

@@ -14,6 +14,13 @@ Simd simd();
 #define FC_TARGET(arch)
 #endif
 
+// Only processors from before 2013 run the baseline of x86-64: correct and quick to compile is enough for it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FC_BASELINE __attribute__((optimize("O1")))
+#else
+#define FC_BASELINE
+#endif
+
 // Of a lambda inside such a loop: without it, it may be compiled for the baseline.
 #define FC_INLINED __attribute__((always_inline))
 
@@ -22,7 +29,7 @@ Simd simd();
 template <typename Loop, typename LoopV3 = Loop, typename LoopV4 = Loop>
 struct Clones {
   template <typename... Args>
-  static void baseline(Args... args) {
+  FC_BASELINE static void baseline(Args... args) {
     Loop::run(args...);
   }
   template <typename... Args>
@@ -47,5 +54,18 @@ struct Clones {
     }
   }
 };
+
+// Calls a loop as it is compiled for a level, from a clone of that level: once, where inlining would compile it again
+// for each call.
+template <Simd kLevel, typename Loop, typename... Args>
+FC_INLINED inline void call(Args... args) {
+  if constexpr (kLevel == Simd::v4) {
+    Clones<Loop>::v4(args...);
+  } else if constexpr (kLevel == Simd::v3) {
+    Clones<Loop>::v3(args...);
+  } else {
+    Clones<Loop>::baseline(args...);
+  }
+}
 
 }  // namespace fastcurv

@@ -40,7 +40,7 @@ struct Sweep {
   static FC_INLINE void run(long long n, Real* a, long long stride, Real* z, Real* gathered, bool* is_definite,
                             const Team& team) {
     if (n <= kOneLevel) {
-      if (team.rank == 0) steps<false>(n, a, stride, z, gathered, is_definite);
+      if (team.rank == 0) call<kLevel, Steps>(n, a, stride, z, gathered, is_definite, false);
       team.wait();
       return;
     }
@@ -52,27 +52,30 @@ struct Sweep {
         for (long long i = 0; i < count; ++i) {
           std::copy_n(a + (begin + i) * stride + begin, i + 1, block + i * count);
         }
-        steps<true>(count, block, count, z, gathered, is_definite);
+        call<kLevel, Steps>(count, block, count, z, gathered, is_definite, true);
       }
       team.wait();
       if (!*is_definite) return;
-      step<false>(n, begin, count, block, a, stride, z, gathered, team);
+      call<kLevel, Step>(n, begin, count, block, a, stride, z, gathered, &team, false);
     }
   }
 
  private:
-  // The sweep in blocks of kInner; with kFactor, which leaves out the last product, of L^-1 alone.
-  template <bool kFactor>
-  static FC_INLINE void steps(long long n, Real* a, long long stride, Real* z, Real* gathered, bool* is_definite) {
-    for (long long begin = 0; begin < n; begin += kInner) {
-      Real inverse[kInner * kInner];
-      if (!invert_factor(a + begin * stride + begin, stride, inverse)) {
-        *is_definite = false;
-        return;
+  // The sweep in blocks of kInner; or, without the last product, of L^-1 alone.
+  struct Steps {
+    static FC_INLINE void run(long long n, Real* a, long long stride, Real* z, Real* gathered, bool* is_definite,
+                              bool is_factor) {
+      const Team alone = {0, 1};
+      for (long long begin = 0; begin < n; begin += kInner) {
+        Real inverse[kInner * kInner];
+        if (!invert_factor(a + begin * stride + begin, stride, inverse)) {
+          *is_definite = false;
+          return;
+        }
+        call<kLevel, Step>(n, begin, kInner, inverse, a, stride, z, gathered, &alone, is_factor);
       }
-      step<kFactor>(n, begin, kInner, inverse, a, stride, z, gathered, {0, 1});
     }
-  }
+  };
 
   // The inverse of the Cholesky factor of a block of kInner, by elimination in [block | 1]. Returns whether it has one.
   static FC_INLINE bool invert_factor(const Real* from, long long stride, Real* to) {
@@ -103,9 +106,14 @@ struct Sweep {
 
   // The step of rows begin, ..., begin + count - 1. `inverse`: L_K^-1, of which nothing above the diagonal is read but
   // in squares of kTall on it.
-  template <bool kFactor>
+  struct Step {
+    static FC_INLINE void run(long long n, long long begin, long long count, const Real* inverse, Real* a,
+                              long long stride, Real* z, Real* gathered, const Team* team, bool is_factor) {
+      step(n, begin, count, inverse, a, stride, z, gathered, *team, is_factor);
+    }
+  };
   static FC_INLINE void step(long long n, long long begin, long long count, const Real* inverse, Real* a,
-                             long long stride, Real* z, Real* gathered, const Team& team) {
+                             long long stride, Real* z, Real* gathered, const Team& team, bool is_factor) {
     const long long strips = n / kStrip, end = begin + count;
     for (long long s = team.rank; s < strips; s += team.size) {
       gather(begin, count, a, stride, s * kStrip, gathered);
@@ -123,14 +131,14 @@ struct Sweep {
       Real* const row = a + i * stride;
       if (i >= end) {
         std::fill(row + begin, row + end, Real());
-      } else if (!kFactor) {
+      } else if (!is_factor) {
         std::fill(row, row + end, Real());
       } else {
         for (long long j = 0; j < end; ++j) row[j] = z[(j / kStrip * count + i - begin) * kStrip + j % kStrip];
       }
     }
     team.wait();
-    T::add_triangle(kFactor ? end : 0, n, count, z, a, stride, team,
+    T::add_triangle(is_factor ? end : 0, n, count, z, a, stride, team,
                     [&](long long i) { return i < end ? Real(1) : Real(-1); });
     team.wait();
   }
