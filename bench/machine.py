@@ -76,7 +76,7 @@ def commit() -> str:
     try:
         head = subprocess.run([*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         # Results and what is drawn from them are made after the commit they are results of.
-        paths = ["--", ".", ":!bench/results", ":!README.md", ":!docs/benchmarks.*"]
+        paths = ["--", ".", ":!bench/results", ":!README.md", ":!docs/benchmarks*"]
         status = subprocess.run([*command, "status", "--porcelain", *paths], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -35,6 +35,11 @@ def difference(rounds: Rounds, one: str, other: str) -> float | None:
     return 1e3 * quantile(found, 0.5) if found else None
 
 
+def digits(milliseconds: float) -> str:
+    """Three significant digits of a time, or all digits before the point."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+
+
 @dataclasses.dataclass
 class Row:
     """What was measured of one contender, in milliseconds; `rounds` is 0 where it was not measured.
@@ -112,6 +117,12 @@ class Result:
     def ours(self) -> Row | None:
         """The row of the back end that a user gets: the best that runs."""
         return next((row for row in self.rows if row.role == "ours"), None)
+
+    def comparable(self) -> list[Row]:
+        """The rows of other implementations that may be compared with ours, the fastest first."""
+        rows = [row for row in self.rows if row.role in ("torch", "peer") and row.relative]
+        fit = [row for row in rows if not (self.unfit or row.note or row.wrong)]
+        return sorted(fit, key=lambda row: row.relative or 0.0)
 
 
 def summarise(result: Result, rounds: Rounds, ceilings: Mapping[str, int]) -> Result:

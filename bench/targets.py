@@ -1,4 +1,4 @@
-"""The rows of targets.toml, and whether a result shows what they promise."""
+"""The rows of targets.toml: what README shows, and whether a result shows what is promised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .harness import DOES_NOT_RUN
 from .results import Result, Row
@@ -52,6 +52,15 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """A case that README shows."""
+
+    op: str
+    case: str
+    work: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """A row with its figure, and `holds`, `does not hold`, or why there is none."""
 
@@ -60,14 +69,22 @@ class Verdict:
     status: str
 
 
+def choices() -> list[Choice]:
+    """The cases that README shows, in its order."""
+    return [Choice(**row) for row in _document()["readme"]]
+
+
 def load() -> list[Target]:
-    """The rows of targets.toml."""
-    document = tomllib.loads(Path(__file__).with_name("targets.toml").read_text())
+    """What each op must show."""
     rows = []
-    for row in document["target"]:
+    for row in _document()["target"]:
         against = row.pop("against", ())
         rows.append(Target(**row, against=(against,) if isinstance(against, str) else tuple(against)))
     return rows
+
+
+def _document() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("targets.toml").read_text())
 
 
 def judge(rows: Sequence[Target], measured: Mapping[str, Sequence[Result]]) -> list[Verdict]:

@@ -1,13 +1,21 @@
 """Results of benchmarks: how they are summed up, judged by the targets, kept, and reported."""
 
+import collections
 import dataclasses
+import json
+import math
+import struct
+from pathlib import Path
 
 import pytest
 import torch
 
-from fastcurv.bench import report, results, targets
+from fastcurv.bench import BENCHMARKS, report, results, targets
 from fastcurv.bench.harness import Options
 from fastcurv.bench.results import Result, Row
+from fastcurv.bench.tables import chosen
+
+ROOT = Path(__file__).parent.parent
 
 
 def result(case="c", unfit="", **milliseconds):
@@ -137,7 +145,46 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_report_says_what_the_results_say_and_nothing_else(checkout):
+def tables(checkout):
+    return (checkout / "docs" / "benchmarks.md").read_text()
+
+
+def test_every_benchmark_has_a_family():
+    assert sorted(op for ops in report.FAMILIES.values() for op in ops) == list(BENCHMARKS)
+
+
+def test_readme_shows_known_cases_and_at_most_ten_to_a_device():
+    per_device = collections.Counter()
+    for choice in targets.choices():
+        module = pytest.importorskip(f"fastcurv.bench.bench_{choice.op}")
+        per_device.update(next(case for case in module.CASES if case.name == choice.case).devices)
+    assert 0 < max(per_device.values()) <= 10
+
+
+def test_readme_shows_a_case_that_we_lose():
+    """As long as there is one in the results."""
+    measured = report.collect(ROOT / "bench" / "results")
+    for device in report.DEVICES:
+        results = [result for by_device in measured.values() if device in by_device for result in by_device[device][1]]
+        if any(other.relative < 1 for result in results for other in result.comparable()):
+            assert any(line.speedup < 1 for line in chosen(measured, device))
+
+
+def test_the_fastest_that_may_be_compared_comes_first():
+    measured = result(ours=2.0, fused=3.0, foreach=4.0, peer=1.0)
+    assert [row.name for row in measured.comparable()] == ["a peer", "torch fused", "torch foreach"]
+    measured.rows[3].wrong = "off by 1"
+    measured.rows[1].note = "its state is bfloat16"
+    assert [row.name for row in measured.comparable()] == ["torch foreach"]
+    assert result(unfit="busy", ours=2.0, fused=3.0).comparable() == []
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.2459, "0.246"), (13.76, "13.8"), (99.96, "100"), (1234.5, "1,234")])
+def test_digits_of_a_time(value, text):
+    assert results.digits(value) == text
+
+
+def test_report_says_what_the_results_say_and_nothing_else(checkout, capsys):
     pytest.importorskip("matplotlib")
     root = ["--root", str(checkout)]
     fast, slow = result(case="c", ours=2.0, fused=3.0, peer=1.0), result(case="1x50M", ours=4.0, fused=3.0)
@@ -145,25 +192,67 @@ def test_report_says_what_the_results_say_and_nothing_else(checkout):
     results.store(path, "adam", "cpu", [fast, slow])
     assert report.main([*root, "--check"]) == 1
     assert report.main(root) == 0
+    written = {p: p.read_bytes() for p in [checkout / "README.md", *(checkout / "docs").iterdir()]}
+    names = {f"benchmarks-{name}.{suffix}" for name in ("cpu", "updates-cpu") for suffix in ("png", "svg")}
+    assert {path.name for path in written} == {"README.md", "benchmarks.md", *names}
+
     text = (checkout / "README.md").read_text()
-    plots = {p.name: p.read_bytes() for p in (checkout / "docs").iterdir()}
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "| Adam, one tensor of 50M | 4 | torch fused 3 | 0.75 (slower) |" in text and "work c" not in text
+    assert "![Speed-up over the fastest other implementation](docs/benchmarks-cpu.png)" in text
+
+    text = tables(checkout)
     assert "| work c | 1 | 1,000,000 | 2 | 3 | 1 | 70 | **1.50** |" in text
-    assert (
-        "Where fastcurv loses: a peer on work c (1 ms against 2); torch fused on work 1x50M (3 ms against 4)." in text
-    )
+    slower = "than a peer on work c (2 ms against 1); than torch fused on work 1x50M (4 ms against 3)."
+    assert f"fastcurv is slower {slower}" in text
     assert "| CPU | Adam, one tensor of 50M | >= 0.95 x torch fused | 0.75 x torch fused | does not hold |" in text
     assert text.count("not yet measured on a GPU") == sum(row.device == "gpu" for row in targets.load())
-    assert set(plots) == {"benchmarks.png", "benchmarks.svg"}
+    # Tables without rows are left out.
+    assert "Targets of `lookahead`" not in text and "Targets of `adam`" in text
 
     assert report.main(root) == 0 and report.main([*root, "--check"]) == 0
-    assert (checkout / "README.md").read_text() == text
-    assert {p.name: p.read_bytes() for p in (checkout / "docs").iterdir()} == plots
+    assert {path: path.read_bytes() for path in written} == written
+
+    for stale in ("README.md", "docs/benchmarks.md"):
+        (checkout / stale).write_text(f"{report.BEGIN}\n{report.END}\n")
+        capsys.readouterr()
+        assert report.main([*root, "--check"]) == 1
+        assert capsys.readouterr().err == f"{checkout / stale} is out of date: run `python -m fastcurv.bench.report`\n"
+        report.main(root)
 
     path.unlink()
     assert report.main([*root, "--check"]) == 1
     report.main(root)
-    assert "**1.50**" not in (checkout / "README.md").read_text()
+    assert "**1.50**" not in tables(checkout)
+
+
+def test_a_gpu_has_its_table_and_pictures_beside_those_of_the_cpu(checkout):
+    pytest.importorskip("matplotlib")
+    folder = checkout / "bench" / "results"
+    results.store(folder / "adam-cpu.json", "adam", "cpu", [result(case="resnet50", ours=4.0, fused=3.0)])
+    document = json.loads((folder / "adam-cpu.json").read_text())
+    document.update(device="cuda", gpu="a fast GPU")
+    (folder / "adam-gpu.json").write_text(json.dumps(document))
+    assert report.main(["--root", str(checkout)]) == 0
+    text = (checkout / "README.md").read_text()
+    assert text.count("| Adam, ResNet-50 | 4 | torch fused 3 |") == 2 and "Medians on a fast GPU (processor: " in text
+    assert "docs/benchmarks-gpu.png" in text and "(benchmarks-updates-gpu.png)" in tables(checkout)
+    assert "### `adam` on the GPU" in tables(checkout) and (checkout / "docs/benchmarks-updates-gpu.png").exists()
+
+
+def test_pictures_of_all_results_fit_a_screen_or_two(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.draw(report.collect(ROOT / "bench" / "results"), tmp_path)
+    sizes = {path.stem: struct.unpack(">II", path.read_bytes()[16:24]) for path in tmp_path.glob("*.png")}
+    assert len(sizes) == 1 + len(report.FAMILIES) or any(name.endswith("gpu") for name in sizes)
+    for name, (width, height) in sizes.items():
+        assert width <= 1200 and height <= (700 if name in ("benchmarks-cpu", "benchmarks-gpu") else 1800), name
+
+
+def test_all_contenders_of_a_picture_look_different():
+    plots = pytest.importorskip("fastcurv.bench.plots", exc_type=ImportError)
+    assert math.gcd(len(plots.COLORS), len(plots.MARKERS)) == 1
+    assert len(set(plots.COLORS)) == len(plots.COLORS) and len(set(plots.MARKERS)) == len(plots.MARKERS)
 
 
 def test_cases_with_different_baselines_are_in_tables_of_their_own(checkout):
@@ -175,14 +264,14 @@ def test_cases_with_different_baselines_are_in_tables_of_their_own(checkout):
     for op in ("adam", "ranger"):
         results.store(checkout / f"bench/results/{op}-cpu.json", op, "cpu", [with_fused, without])
     assert report.main(["--root", str(checkout)]) == 0
-    text = (checkout / "README.md").read_text()
+    text = tables(checkout)
     assert "| work | tensors | parameters | fastcurv cpp | torch fused | % of ceiling | x torch fused |" in text
     assert (
         "| work | tensors | parameters | fastcurv cpp | a peer | torch foreach | % of ceiling | x torch foreach |"
         in text
     )
-    assert "a peer computes Adam." in text and "is another implementation faster" in text
-    assert text.count("Measured ") == 1 and text.count("Load average") == 2
+    assert "a peer computes Adam." in text and "No other implementation is faster" in text
+    assert text.count("Median time of a whole `opt.step()`") == text.count("Load average") == 2
 
 
 def test_a_contender_that_computes_something_else_is_named(checkout):
@@ -192,7 +281,7 @@ def test_a_contender_that_computes_something_else_is_named(checkout):
     peer.wrong, peer.speedup = "off by 1 after 13 steps, 1e-06 allowed", None
     results.store(checkout / "bench/results/adam-cpu.json", "adam", "cpu", [wrong])
     assert report.main(["--root", str(checkout)]) == 0
-    assert "a peer on work c is off by 1 after 13 steps, 1e-06 allowed." in (checkout / "README.md").read_text()
+    assert "a peer on work c is off by 1 after 13 steps, 1e-06 allowed." in tables(checkout)
 
 
 def test_report_makes_a_readme_where_there_is_none(tmp_path):
@@ -204,6 +293,6 @@ def test_report_gives_no_speedup_of_an_unfit_run(checkout):
     results.store(checkout / "bench/results/adam-cpu.json", "adam", "cpu", [result(unfit="busy", ours=2.0, fused=3.0)])
     pytest.importorskip("matplotlib")
     report.main(["--root", str(checkout)])
-    text = (checkout / "README.md").read_text()
+    text = tables(checkout)
     assert "No speed-up is given for work c: busy." in text
     assert "| work c | 1 | 1,000,000 | 2 | 3 |  |  |" in text
