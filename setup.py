@@ -107,7 +107,7 @@ def run(command: list[str]) -> None:
 
 
 class CMakeBuild(build_ext):
-    """One fixed build directory per Python and sanitizer, so that a second build compiles only what changed."""
+    """One build directory per Python, list of GPU architectures and sanitizer: a second build compiles what changed."""
 
     def build_extension(self, ext: Extension) -> None:
         tools = Path(sysconfig.get_path("scripts"))
@@ -124,7 +124,9 @@ class CMakeBuild(build_ext):
         sanitize = setting("FASTCURV_SANITIZE")
         architectures, source = cuda_architectures()
         jobs = parallel()
-        tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}" + ("-sanitize" if sanitize else "")
+        tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        tag += "" if setting("FASTCURV_CUDA") == "0" else "-" + architectures.replace(";", "-")
+        tag += "-sanitize" if sanitize else ""
         build = ROOT / "build" / tag
         build.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent

@@ -91,7 +91,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("fastcurv-demo"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of model and data order; default: %(default)s")
-    parser.add_argument("--short", action="store_true", help="a few steps and small lists, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one epoch and small lists, to see that it runs")
 
 
 def _info(_: argparse.Namespace) -> int:
@@ -110,7 +110,8 @@ def _info(_: argparse.Namespace) -> int:
         print(f"{'native extension':18} {_backend.unusable('adam', 'cpp', torch.device('cpu'))}")
     else:
         print(f"{'SIMD level':18} {_backend.simd_fault() or native.simd_level()}")
-        print(f"{'CUDA built for':18} {native.cuda_architectures() or 'nothing: built without CUDA'}")
+        nothing = "nothing; to build the CUDA kernels too: FASTCURV_CUDA=1 pip install . (docs/building.md)"
+        print(f"{'CUDA built for':18} {native.cuda_architectures() or nothing}")
         views = (
             "the DLPack C exchange API" if native.exchange_api() else "attributes (slower: this torch offers no API)"
         )
@@ -163,7 +164,7 @@ def _demo(options: argparse.Namespace) -> int:
         raise SystemExit(f"fastcurv demo needs {', '.join(missing)}: pip install 'fastcurv[demo]'")
     from fastcurv import demo
 
-    return demo.run(options.out, options.seed, short=options.short)
+    return demo.run(options.out, options.seed, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import fastcurv
 from fastcurv.bench import clocks, harness, models, plots, truths
 from fastcurv.bench.stepping import Implementation, StepCase
 
-EPOCHS, SHORT_EPOCHS, BATCH, TEST_IMAGES = 16, 1, 64, 360
+EPOCHS, QUICK_EPOCHS, BATCH, TEST_IMAGES = 16, 1, 64, 360
 LR, WEIGHT_DECAY = 2e-3, 1e-2
 # Two implementations of one optimizer round differently, and training amplifies it: later steps prove nothing.
 STEPS_COMPARED, LOSS_TOLERANCE, ACCURACY_TOLERANCE = 20, 1e-5, 0.01
@@ -158,13 +158,13 @@ def step_cases() -> list[StepCase]:
     ]
 
 
-def run(out: Path, seed: int = 0, short: bool = False) -> int:
+def run(out: Path, seed: int = 0, quick: bool = False) -> int:
     """Trains, measures, writes tables and plots, and prints a summary.
 
     Args:
         out: Folder for the results; created where it is missing.
         seed: Of the training runs.
-        short: A few steps, and small lists: to see that everything runs.
+        quick: A few steps, and small lists: to see that everything runs.
 
     Returns:
         0 if fastcurv trained as torch and the eager Ranger do, 1 if not.
@@ -174,13 +174,13 @@ def run(out: Path, seed: int = 0, short: bool = False) -> int:
     print(f"Handwritten digits, a small convolutional network, AdamW and Ranger on {device}, seed {seed}:", flush=True)
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
         trained = {
-            name: train(name, make, device, seed, SHORT_EPOCHS if short else EPOCHS) for name, make in TRAINED.items()
+            name: train(name, make, device, seed, QUICK_EPOCHS if quick else EPOCHS) for name, make in TRAINED.items()
         }
     complaints = compare(trained)
 
     print("\nOne optimizer step over the parameter lists of real models:", flush=True)
     cases = step_cases()
-    options = harness.Options(device, quick=short)
+    options = harness.Options(device, quick=quick)
     measured = []
     # The load average still remembers the installation and the training; what others do meanwhile is watched anyway.
     runs = harness.run_all(cases, options, clocks.clock(device), start_load=0.0)

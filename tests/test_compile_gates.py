@@ -4,11 +4,14 @@
 """
 
 import functools
+import hashlib
+import os
+import pickle
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 ARCHITECTURES = (80, 90, 100, 120)
+DEFAULT_ARCHITECTURES = "8.0+PTX;9.0;10.0;12.0"  # those of setup.py where there is no GPU
 REGISTERS_PER_MULTIPROCESSOR = 65536  # on all of them
 
 pytestmark = pytest.mark.compile
@@ -104,10 +108,10 @@ class Kernel:
     architecture: int
     registers: int
     stack: int
-    spills: int
+    local: int
     threads: int
     blocks: int
-    sass: str
+    accesses: Counter[str]
 
     def __str__(self) -> str:
         return f"sm_{self.architecture} {self.instance}"
@@ -116,23 +120,22 @@ class Kernel:
 # ---- nvcc ----
 
 
-def nvcc(source: Path, output: Path, *options: str) -> str:
-    """Compiles as CMakeLists.txt does, and returns what nvcc printed."""
-    lists = (CSRC / "CMakeLists.txt").read_text()
-    flags = re.search(r'set\(CMAKE_CUDA_FLAGS_RELEASE "([^"]*)"\)', lists)[1].split()
-    flags += re.search(r"set\(cuda_flags ([^)]*)\)", lists)[1].split()
-    command = [
-        "nvcc",
-        "-std=c++17",
-        "-DFASTCURV_HAS_CUDA",
-        *flags,
-        f"-I{CSRC}",
-        *options,
-        str(source),
-        "-o",
-        str(output),
-    ]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+def dump(module: Path, what: str) -> str:
+    """What cuobjdump says of a module."""
+    tool = nvidia_tool("cuobjdump")
+    if tool is None:
+        pytest.skip("cuobjdump is neither on PATH nor in the Triton wheel")
+    command = [tool, f"--dump-{what}", str(module)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def digest_of_sources() -> str:
+    """Of all that the device code is made from."""
+    found = hashlib.sha256(subprocess.run(["nvcc", "--version"], check=True, capture_output=True).stdout)
+    paths = [*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir(), CSRC / "CMakeLists.txt", ROOT / "setup.py", Path(__file__)]
+    for path in sorted(paths):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 @functools.cache
@@ -152,52 +155,52 @@ def launch_bounds(ptx: str) -> dict[str, tuple[int, int]]:
     return {symbol: (int(threads), int(blocks)) for symbol, threads, blocks in re.findall(pattern, ptx)}
 
 
-def functions_of(sass: str) -> dict[str, str]:
-    parts = re.split(r"^\.text\.(\w+):", sass, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+def by_architecture(text: str, kind: str) -> dict[int, str]:
+    """The parts of what cuobjdump prints; several of one architecture are joined."""
+    parts = re.split(rf"^Fatbin {kind} code:\n=+\narch = sm_(\d+)$", text, flags=re.MULTILINE)
+    found: dict[int, str] = {}
+    for architecture, part in zip(parts[1::2], parts[2::2], strict=True):
+        found[int(architecture)] = found.get(int(architecture), "") + part
+    return found
+
+
+def accesses(sass: str) -> dict[str, Counter[str]]:
+    """Of each function, how often it has each instruction that loads from memory or stores to it."""
+    parts = re.split(r"^\s*Function : (\w+)$", sass, flags=re.MULTILINE)
+    pattern = r"\b(?:LDG|STG|LD|ST|LDL|STL)\.[\w.]+"
+    return {name: Counter(re.findall(pattern, body)) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def inspect(module: Path) -> tuple[list[Kernel], str]:
+    """All kernels of a module, and its PTX."""
+    (ptx,) = by_architecture(dump(module, "ptx"), "ptx").values()
+    bounds, kernels = launch_bounds(ptx), []
+    found = {a: accesses(text) for a, text in by_architecture(dump(module, "sass"), "elf").items()}
+    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)"
+    for architecture, text in by_architecture(dump(module, "resource-usage"), "elf").items():
+        for symbol, *numbers in re.findall(pattern, text):
+            if name := instance(symbol):
+                usage = map(int, numbers)
+                kernels.append(Kernel(symbol, name, architecture, *usage, *bounds[symbol], found[architecture][symbol]))
+    return kernels, ptx
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> tuple[list[Kernel], str]:
-    """All kernels, and the PTX that those of the oldest architecture were made from."""
+def compiled() -> tuple[list[Kernel], str]:
+    """All kernels of the default build, and the PTX in it; compiled once for one state of the sources."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on PATH")
-    output = tmp_path_factory.mktemp("cubin")
-    disassembler = nvidia_tool("nvdisasm")
-
-    def compile_one(job) -> tuple[str, str, dict[str, str]]:
-        source, architecture = job
-        folder = output / f"{source.stem}_{architecture}"
-        folder.mkdir()
-        cubin = folder / "kernels.cubin"
-        keep = ["-keep", f"-keep-dir={folder}"]
-        log = nvcc(source, cubin, "-cubin", f"-arch=sm_{architecture}", "-Xptxas=-v", *keep)
-        sass = {}
-        if disassembler:
-            text = subprocess.run([disassembler, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
-            sass = functions_of(text)
-        return log, (folder / f"{source.stem}.ptx").read_text(), sass
-
-    jobs = [(source, a) for a in ARCHITECTURES for source in sorted((CSRC / "cuda").glob("*.cu"))]
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(compile_one, jobs))
-    texts = [text for (_, architecture), (_, text, _) in zip(jobs, results, strict=True) if architecture == 80]
-    ptx = "\n".join(texts)
-    bounds = launch_bounds(ptx)
-    kernels = []
-    for (_, architecture), (log, _, sass) in zip(jobs, results, strict=True):
-        for report in log.split("Compiling entry function ")[1:]:
-            symbol = re.match(r"'(\w+)'", report)[1]
-            stack, stores, loads = re.search(
-                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
-            ).groups()
-            registers = int(re.search(r"Used (\d+) registers", report)[1])
-            if found := instance(symbol):
-                numbers = (registers, int(stack), int(stores) + int(loads))
-                kernels.append(Kernel(symbol, found, architecture, *numbers, *bounds[symbol], sass.get(symbol, "")))
-    print(f"\n{'kernel':60} registers (of) stack spills")
+    kept = ROOT / "build" / "gates" / f"{digest_of_sources()}.pickle"
+    if not kept.exists():
+        environment = {**os.environ, "FASTCURV_CUDA": "1", "FASTCURV_CUDA_ARCHS": DEFAULT_ARCHITECTURES}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(kept.parent)]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        (module,) = (kept.parent / "fastcurv").glob("_C*.so")
+        kept.write_bytes(pickle.dumps(inspect(module)))
+    kernels, ptx = pickle.loads(kept.read_bytes())
+    print(f"\n{'kernel':60} registers (of) stack local")
     for k in kernels:
-        print(f"{k!s:60} {k.registers:9} ({registers_allowed(k.threads, k.blocks):2}) {k.stack:5} {k.spills:6}")
+        print(f"{k!s:60} {k.registers:9} ({registers_allowed(k.threads, k.blocks):2}) {k.stack:5} {k.local:5}")
     return kernels, ptx
 
 
@@ -224,7 +227,7 @@ def test_every_rule_has_a_line_here():
 
 
 def test_nothing_spills(kernels):
-    assert [(str(k), k.stack, k.spills) for k in kernels if k.stack or k.spills] == []
+    assert [(str(k), k.stack, k.local) for k in kernels if k.stack or k.local] == []
 
 
 def test_registers_leave_room_for_the_blocks_of_the_launch(kernels):
@@ -233,14 +236,14 @@ def test_registers_leave_room_for_the_blocks_of_the_launch(kernels):
 
 
 def test_memory_is_accessed_by_16_bytes(kernels):
-    if not kernels[0].sass:
-        pytest.skip("nvdisasm is neither on PATH nor in the Triton wheel")
     for k in kernels:
         loads, stores = wide_accesses(k.instance)
-        assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b", k.sass)) >= loads, k
-        assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128\b", k.sass)) >= stores, k
+        counts = {
+            op: sum(n for i, n in k.accesses.items() if i.startswith(op) and ".128" in i) for op in ("LDG", "STG")
+        }
+        assert counts["LDG"] >= loads and counts["STG"] >= stores, (k, k.accesses)
         # Generic accesses: the compiler would not know that the lists are in global memory. Local ones: spills.
-        assert re.findall(r"\b(?:LD|ST|LDL|STL)\.[\w.]+", k.sass) == [], k
+        assert [i for i in k.accesses if i[:3] not in ("LDG", "STG")] == [], k
 
 
 def test_ptx_has_no_contraction_and_vector_accesses(ptx):

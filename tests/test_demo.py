@@ -16,7 +16,7 @@ from fastcurv.bench import harness  # noqa: E402
 def short(tmp_path_factory):
     """Exit code, and folder of results."""
     out = tmp_path_factory.mktemp("demo") / "results"
-    return cli.main(["demo", "--short", "--out", str(out)]), out
+    return cli.main(["demo", "--quick", "--out", str(out)]), out
 
 
 def rows(path):
@@ -86,7 +86,7 @@ def test_a_run_that_differs_from_another_is_a_failure(ours, other):
 def test_the_exit_code_is_that_of_the_comparison(monkeypatch, tmp_path, capsys):
     wrong = {**demo.TRAINED, demo.OURS: lambda params: torch.optim.AdamW(params, lr=2 * demo.LR)}
     monkeypatch.setattr(demo, "TRAINED", wrong)
-    assert demo.run(tmp_path, short=True) == 1
+    assert demo.run(tmp_path, quick=True) == 1
     assert "NOT AS EXPECTED: in the first 20 steps the loss of fastcurv AdamW differs" in capsys.readouterr().out
 
 
