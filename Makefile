@@ -1,7 +1,7 @@
 # make demo   trains a small network with torch.optim and with fastcurv, and times an optimizer step
 # make test   the test suite and the examples in the documentation
 # make bench  measures what bench/targets.toml promises on this machine
-# make lint   style and types
+# make lint   style and types, and the schemas of workflows, issue forms and the citation
 #
 # Everything is set up in .venv. On a machine that cannot fetch, name an interpreter that has torch (and, for `make test`,
 # the packages of the extra `dev`): make test PYTHON=python3
@@ -48,6 +48,10 @@ lint: $(dev)
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 	$(clang-format) --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(python) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(python) -m check_jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(python) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Compiles what changed since; without changes it takes half a second.
 build: $(dev)

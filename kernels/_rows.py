@@ -163,7 +163,8 @@ def partials_kernel(
     if aligned:
         lists = pointers(record_ptr, inner * 0, TYPES, True)
         whole = length // 8 * 8
-        begin = tl.where(row < count, begin, whole)
+        # Triton 3.9 forgets it through `where`, and would load single elements.
+        begin = tl.multiple_of(tl.where(row < count, begin, whole), 8)
         sums = sum_segments(lists, row, begin, whole, (), c, FIRST, SUMS, OPTIONS, COMPUTE, GROUP, 4)
     else:
         lists = pointers(record_ptr, inner * 0, TYPES, False)

@@ -93,6 +93,8 @@ def _update_tiles(
     while start < rows:
         row = start + tl.arange(0, ROWS)
         begin = tl.where(row < rows, 0, length)
+        if ALIGNED:  # Triton 3.9 forgets it through `where`, and would load single elements
+            begin = tl.multiple_of(begin, 8)
         sums = sum_segments(lists, row, begin, length, (), c, FIRST, SUMS, OPTIONS, COMPUTE, ROWS, STEPS)
         values = _columns(ROW(c, sums, length, record_ptr, first_row + row, row < rows, OPTIONS, COMPUTE))
         tl.debug_barrier()  # what FIRST wrote may be read by other threads

@@ -154,8 +154,8 @@ def test_files_stay_small():
 
 def test_top_level_is_fixed():
     allowed = {
-        "pyproject.toml", "setup.py", "Makefile", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in",
-        ".clang-format", ".pre-commit-config.yaml", ".gitignore", ".ci", "csrc", "kernels", "fastcurv", "tests", "bench", "docs",
+        "pyproject.toml", "setup.py", "Makefile", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE",
+        "MANIFEST.in", ".clang-format", ".pre-commit-config.yaml", ".gitignore", ".ci", ".github", "csrc", "kernels", "fastcurv", "tests", "bench", "docs",
     }  # fmt: skip
     assert {name.split("/")[0] for name in TRACKED} <= allowed
 

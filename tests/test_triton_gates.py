@@ -3,6 +3,7 @@
 `pytest -s tests/test_triton_gates.py` prints the table of registers.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from packaging.version import Version
 
 pytestmark = [
     pytest.mark.compile,
@@ -281,8 +283,9 @@ def test_kernels_on_matrices_hold_the_gates(op):
 def test_kernels_on_layers_hold_the_gates():
     """No spills, and no TF32.
 
-    But for 8 bytes in float64 from sm_100 on, where ptxas wants to fit in one more block: as for kernels without rows.
+    The exception is 8 bytes in float64, where ptxas fits in one more block: from sm_100 on, and on sm_90 with Triton 3.9.
     """
+    first = 90 if Version(importlib.metadata.version("triton")) >= Version("3.9") else 100
     calls = [
         (architecture, shape, dtype, {"form": form})
         for architecture in (80, 90, 100, 120)
@@ -293,6 +296,6 @@ def test_kernels_on_layers_hold_the_gates():
     ]
     for k in compiled("kron_apply", calls, ON_LAYERS):
         print({key: value for key, value in k.items() if key != "hash"})
-        assert k["stack"] <= (8 if k["architecture"] >= 100 and k["stored"] == "float64" else 0), k
+        assert k["stack"] <= (8 if k["architecture"] >= first and k["stored"] == "float64" else 0), k
         assert (k["local"], k["tf32"]) == (0, False), k
         assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
