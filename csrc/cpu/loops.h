@@ -65,15 +65,15 @@ struct UpdateElements {
   static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long begin,
                             long long end) {
     using All = typename MakeIndices<Rule::kLists>::type;
-    const Rows rows = table->rows(tensor);
-    if (Rule::kFirstWrites != 0 && !rows.count) {
+    const Rows rows = Rule::kSums > 0 ? table->rows(tensor) : Rows();
+    if ((Rule::kSums == 0 || Rule::kFirstWrites != 0) && !rows.count) {
       update_run<Rule, true>(*c, Rule::no_row(*c), *table, tensor, begin, end - begin, All());
       return;
     }
-    while (begin < end) {  // once, or row by row with sums that were taken before
+    while (Rule::kSums > 0 && begin < end) {  // once, or row by row with sums that were taken before
       long long stop = end;
       typename Rule::Row row = Rule::no_row(*c);
-      if (Rule::kSums > 0 && rows.count) {
+      if (rows.count) {
         stop = std::min(end, (begin / rows.inner + 1) * rows.inner);
         row = *reinterpret_cast<const typename Rule::Row*>(table->row_scratch(rows, rows.row_at(begin)));
       }
