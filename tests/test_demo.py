@@ -13,7 +13,7 @@ from fastcurv.bench import harness  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def quick(tmp_path_factory):
     """Exit code, and folder of results."""
     out = tmp_path_factory.mktemp("demo") / "results"
     return cli.main(["demo", "--quick", "--out", str(out)]), out
@@ -28,8 +28,8 @@ PAIRS = [(demo.OURS, demo.FUSED), (demo.RANGER, demo.EAGER)]
 
 
 @pytest.mark.parametrize(("ours", "other"), PAIRS)
-def test_the_demo_trains_as_others_do_and_says_so(short, ours, other):
-    code, out = short
+def test_the_demo_trains_as_others_do_and_says_so(quick, ours, other):
+    code, out = quick
     assert code == 0
     losses = rows(out / "losses.csv")
     assert len(losses) >= demo.STEPS_COMPARED and set(losses[0]) == {"step", *demo.TRAINED}
@@ -39,8 +39,8 @@ def test_the_demo_trains_as_others_do_and_says_so(short, ours, other):
     assert float(losses[-1][ours]) < (0.9 if ours == demo.RANGER else 0.5) * float(losses[0][ours])
 
 
-def test_the_demo_writes_tables_and_plots(short):
-    _, out = short
+def test_the_demo_writes_tables_and_plots(quick):
+    _, out = quick
     names = {f"{name}.{suffix}" for name in ("losses", "steps") for suffix in ("csv", "png", "svg")}
     assert {path.name for path in out.iterdir()} == names
     assert all(path.stat().st_size for path in out.iterdir())
@@ -49,7 +49,7 @@ def test_the_demo_writes_tables_and_plots(short):
         ["fastcurv AdamW", "torch default", "torch foreach", "torch fused"],
         ["fastcurv Ranger", "eager Ranger"],
     )
-    assert [row["optimizer"] for row in steps] == [*adamw, *adamw, *ranger, "torch AdamW"]
+    assert [row["optimizer"] for row in steps] == [*adamw, adamw[0], adamw[-1], *ranger, "torch AdamW"]
     assert list(dict.fromkeys(row["model"] for row in steps)) == [
         "AdamW, ResNet-50",
         "AdamW, GPT-2 124M",
@@ -57,7 +57,7 @@ def test_the_demo_writes_tables_and_plots(short):
     ]
     for row in steps:
         assert 0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
-        assert row["speedup"] == ""  # a short run proves nothing about speed
+        assert row["speedup"] == ""  # a quick run proves nothing about speed
         assert row["over"] == ("eager Ranger" if "Ranger" in row["model"] else "torch default")
 
 

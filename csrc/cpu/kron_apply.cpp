@@ -135,8 +135,10 @@ struct KronApply {
   };
   static constexpr FC_INLINE long long strips(long long rows) { return (rows + kStrip - 1) / kStrip; }
 
+  // Operands and grids come as copies: stores of vectors may alias what a pointer leads to.
+
   // Rows k, ..., k + count - 1 of an operand in strips, with zeros behind its last column.
-  static FC_INLINE void pack(const Operand& o, long long k, long long count, long long columns, Real* to,
+  static FC_INLINE void pack(const Operand o, long long k, long long count, long long columns, Real* to,
                              const Team& team) {
     for (long long s = team.rank * kStrip; s < columns; s += team.size * kStrip) {
       const long long width = std::min(kStrip, columns - s);
@@ -173,7 +175,7 @@ struct KronApply {
   struct Multiply {
     static FC_INLINE void run(long long depth, const Operand* x, const Operand* y, const Grid* grid,
                               const Room<Real>* room, const Team* team) {
-      const Grid& to = *grid;
+      const Grid to = *grid;
       const long long rows = padded(to.rows, kStrip), columns = padded(to.columns, kStrip);
       for (long long s = team->rank * kStrip; s < rows; s += team->size * kStrip) {
         std::fill_n(to.at + s * to.stride, kStrip * to.stride, Real());
@@ -219,7 +221,7 @@ struct KronApply {
                                double* sums, const Team& team) {
     call<kLevel, Finish>(&grid, scale, with, with_stride, out, sums, &team);
   }
-  static FC_INLINE void finish_strips(const Grid& grid, Real scale, const Real* with, long long with_stride, Real* out,
+  static FC_INLINE void finish_strips(const Grid grid, Real scale, const Real* with, long long with_stride, Real* out,
                                       double* sums, const Team& team) {
     for (long long s = team.rank * kStrip; s < grid.rows; s += team.size * kStrip) {
       FewDoubles dots = {}, squares = {};
