@@ -135,7 +135,7 @@ struct KronApply {
   };
   static constexpr FC_INLINE long long strips(long long rows) { return (rows + kStrip - 1) / kStrip; }
 
-  // Operands and grids come as copies: stores of vectors may alias what a pointer leads to.
+  // Functions copy operands and grids: stores of vectors may alias members behind a pointer, which are then read again.
 
   // Rows k, ..., k + count - 1 of an operand in strips, with zeros behind its last column.
   static FC_INLINE void pack(const Operand o, long long k, long long count, long long columns, Real* to,

@@ -84,7 +84,8 @@ struct Pack {
 template <typename Real>
 using PackFunction = void (*)(const Samples*, bool, long long, long long, long long, Real*, const Team*);
 
-// Sums are in Real, the factor in Out. Samples come through a function, so that this is compiled once for all storages.
+// Sums are in Real, the factor in Out. A function reads the samples, so that products are compiled once for all
+// storages.
 template <typename Real, typename Out, Simd kLevel>
 struct KronFactor {
   using T = Tiles<Real, kLevel>;

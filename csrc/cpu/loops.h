@@ -70,7 +70,7 @@ struct UpdateElements {
       update_run<Rule, true>(*c, Rule::no_row(*c), *table, tensor, begin, end - begin, All());
       return;
     }
-    while (Rule::kSums > 0 && begin < end) {  // once, or row by row with sums that were taken before
+    while (Rule::kSums > 0 && begin < end) {  // one pass without rows, else row by row: their sums are known
       long long stop = end;
       typename Rule::Row row = Rule::no_row(*c);
       if (rows.count) {
@@ -159,7 +159,7 @@ FC_INLINE void fetch(const Table& table, long long tensor, long long begin, long
   (fetch_list<has(lists, l)>(list_at<Rule, l>(table, tensor, begin), count), ...);
 }
 
-// The sums over a row, or over one segment of it: a function of its own, for they are inlined where time matters.
+// The sums over a segment of any row, compiled once. Hot loops have sums of their own inlined.
 template <typename Rule>
 struct SumSegment {
   static FC_INLINE void run(const typename Rule::Coefficients* c, const Table* table, long long tensor, long long row,
@@ -173,14 +173,14 @@ template <typename Rule>
 using SumSegmentFunction = void (*)(const typename Rule::Coefficients*, const Table*, long long, long long, long long,
                                     double*);
 
-// Rows that are local to a thread.
+// Updates rows whose sums one thread takes on the way.
 template <typename Rule>
 struct UpdateRows {
   using Coefficients = typename Rule::Coefficients;
   using RowValue = typename Rule::RowValue;
   using Row = typename Rule::Row;
   using All = typename MakeIndices<Rule::kLists>::type;
-  // Loops of their own for short rows, and for two rows at a time, where models are trained in these dtypes.
+  // Only dtypes that models are trained in have loops for short rows and for two rows at a time.
   static constexpr bool kTuned = !Rule::kRowIsTensor && !std::is_same_v<typename Rule::Param, double> &&
                                  !std::is_same_v<typename Rule::Param, float16> &&
                                  std::is_same_v<typename Rule::State, float>;

@@ -55,8 +55,7 @@ struct Clones {
   }
 };
 
-// Calls a loop as it is compiled for a level, from a clone of that level: once, where inlining would compile it again
-// for each call.
+// Calls the clone of a loop from another clone of the same level. Inlining would compile the loop again for each call.
 template <Simd kLevel, typename Loop, typename... Args>
 FC_INLINED inline void call(Args... args) {
   if constexpr (kLevel == Simd::v4) {
