@@ -25,7 +25,7 @@ from .results import Result, Row, digits  # noqa: E402
 from .tables import Line  # noqa: E402
 
 OURS, SLOWER, OTHER = "#0b6e99", "#d1495b", "#b9c2cf"
-# Of the other contenders, in the order in which a picture meets them. Ten and eleven: no pair comes twice in 110.
+# Other contenders take these in the order in which a picture meets them. Ten and eleven: no pair comes twice in 110.
 COLORS = ("#d1495b", "#c77d00", "#5c6779", "#6a4c93", "#3d8b40", "#a3662f", "#c0519b", "#1b1b1e", "#2a9d8f", "#577590")
 MARKERS = "DsvP^X<p*>h"
 STYLE: Any = {

@@ -13,7 +13,7 @@ from .results import Result, Row, digits
 
 # Columns of the table of times, in this order.
 COLUMNS = ("ours", "yardstick", "torch", "peer")
-# By op and then by device (`cpu`, `gpu`): what was measured, and on what.
+# Results and what they were measured on, by op and then by device (`cpu`, `gpu`).
 Measured = dict[str, dict[str, tuple[dict[str, Any], list[Result]]]]
 
 
@@ -58,7 +58,7 @@ def summary(lines: Sequence[Line]) -> str:
 
 
 def place(abouts: Sequence[dict[str, Any]]) -> str:
-    """What results of one device were measured on, with which versions and when."""
+    """Names the machine, the versions and the dates of the results of one device."""
 
     def all_of(values: Sequence[Any]) -> str:
         return " / ".join(dict.fromkeys(str(value) for value in values))
@@ -79,7 +79,7 @@ def place(abouts: Sequence[dict[str, Any]]) -> str:
 
 
 def machine_line(about: dict[str, Any], op: str) -> str:
-    """What the results of an op are, and what they were measured on."""
+    """Says in a sentence how the results of an op are to be read and where they were measured."""
     what = "a whole `opt.step()`" if op in OPS else "a call for the whole list (and of a whole training step)"
     line = f"Median time of {what} in milliseconds, on {place([about])}"
     line += f"; SIMD level {about['simd']}" if about["device"] == "cpu" else ""

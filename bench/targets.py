@@ -75,7 +75,7 @@ def choices() -> list[Choice]:
 
 
 def load() -> list[Target]:
-    """What each op must show."""
+    """Lists the targets of each op with their figures."""
     rows = []
     for row in _document()["target"]:
         against = row.pop("against", ())
