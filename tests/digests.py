@@ -33,7 +33,7 @@ FACTOR_SIZES, LARGE_SIZES = [1, 2, 5, 17, 33], [65, 130]
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Of the bits, in the order of the elements."""
+    """A hash of the bits of tensors, in the order of their elements."""
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())

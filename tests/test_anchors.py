@@ -52,7 +52,7 @@ def slow_weights(optimizer):
 
 
 def dummy_step(optimizer, kind, params):
-    """What makes state and moves nothing."""
+    """Takes a step that creates state and moves no parameter."""
     if kind == "checkpoint":  # torch's own: zero gradients, learning rate 0
         model = nn.Module()
         model.a, model.b = params

@@ -1,4 +1,4 @@
-"""What a build's log says of the time that each C++ source took: one more op must not make every build long."""
+"""No C++ source takes long to compile, by Ninja's log of the build: one more op must not make every build long."""
 
 import statistics
 import sys
@@ -17,7 +17,7 @@ ALL_OPS = 14.0  # of the bindings
 
 @pytest.fixture(scope="module")
 def seconds() -> dict[str, float]:
-    """Of each object file, how long it took the last time that it was compiled."""
+    """The time of the last compilation of each object file."""
     if not LOG.exists():
         pytest.skip("nothing was built in this checkout")
     lines = [line.split("\t") for line in LOG.read_text().splitlines()[1:]]

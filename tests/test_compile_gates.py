@@ -121,7 +121,7 @@ class Kernel:
 
 
 def dump(module: Path, what: str) -> str:
-    """What cuobjdump says of a module."""
+    """Output of cuobjdump for a module."""
     tool = nvidia_tool("cuobjdump")
     if tool is None:
         pytest.skip("cuobjdump is neither on PATH nor in the Triton wheel")
@@ -130,7 +130,7 @@ def dump(module: Path, what: str) -> str:
 
 
 def digest_of_sources() -> str:
-    """Of all that the device code is made from."""
+    """A hash of the sources and of the compiler of the device code."""
     found = hashlib.sha256(subprocess.run(["nvcc", "--version"], check=True, capture_output=True).stdout)
     paths = [*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir(), CSRC / "CMakeLists.txt", ROOT / "setup.py", Path(__file__)]
     for path in sorted(paths):
