@@ -135,64 +135,57 @@ struct KronApply {
   };
   static constexpr FC_INLINE long long strips(long long rows) { return (rows + kStrip - 1) / kStrip; }
 
-  // Functions copy operands and grids: stores of vectors may alias members behind a pointer, which are then read again.
+  // Operands and grids are passed by value: stores of vectors may alias what a pointer leads to, which is then read
+  // again.
 
   // Rows k, ..., k + count - 1 of an operand in strips, with zeros behind its last column.
-  static FC_INLINE void pack(const Operand o, long long k, long long count, long long columns, Real* to,
-                             const Team& team) {
-    for (long long s = team.rank * kStrip; s < columns; s += team.size * kStrip) {
-      const long long width = std::min(kStrip, columns - s);
-      const Real* const from = o.from + k * o.down + s * o.across;
-      Real* const strip = to + s * count;
-      if (o.across == 1 && width == kStrip) {
-        for (long long r = 0; r < count; ++r) {
-          for (int v = 0; v < T::kVectors; ++v) {
-            *T::at(strip + r * kStrip + v * T::kLanes) = *T::at(from + r * o.down + v * T::kLanes);
+  struct Pack {
+    static FC_INLINE void run(Operand o, long long k, long long count, long long columns, Real* to, Team team) {
+      for (long long s = team.rank * kStrip; s < columns; s += team.size * kStrip) {
+        const long long width = std::min(kStrip, columns - s);
+        const Real* const from = o.from + k * o.down + s * o.across;
+        Real* const strip = to + s * count;
+        if (o.across == 1 && width == kStrip) {
+          for (long long r = 0; r < count; ++r) {
+            for (int v = 0; v < T::kVectors; ++v) {
+              *T::at(strip + r * kStrip + v * T::kLanes) = *T::at(from + r * o.down + v * T::kLanes);
+            }
+          }
+          continue;
+        }
+        if (width < kStrip) std::fill_n(strip, count * kStrip, Real());
+        for (long long c = 0; c < width; ++c) {
+          const Real* const column = from + c * o.across;
+          if (o.down == 1) {
+            for (long long r = 0; r < count; ++r) strip[r * kStrip + c] = column[r];
+          } else {
+            for (long long r = 0; r < count; ++r) strip[r * kStrip + c] = column[r * o.down];
           }
         }
-        continue;
       }
-      if (width < kStrip) std::fill_n(strip, count * kStrip, Real());
-      for (long long c = 0; c < width; ++c) {
-        const Real* const column = from + c * o.across;
-        if (o.down == 1) {
-          for (long long r = 0; r < count; ++r) strip[r * kStrip + c] = column[r];
-        } else {
-          for (long long r = 0; r < count; ++r) strip[r * kStrip + c] = column[r * o.down];
-        }
-      }
-    }
-  }
-
-  struct Pack {
-    static FC_INLINE void run(const Operand* o, long long k, long long count, long long columns, Real* to,
-                              const Team* team) {
-      pack(*o, k, count, columns, to, *team);
     }
   };
 
   // to = x^T y over `depth` rows. All see the result afterwards.
   struct Multiply {
-    static FC_INLINE void run(long long depth, const Operand* x, const Operand* y, const Grid* grid,
-                              const Room<Real>* room, const Team* team) {
-      const Grid to = *grid;
+    static FC_INLINE void run(long long depth, Operand x, Operand y, Grid to, const Room<Real>* room, Team team) {
       const long long rows = padded(to.rows, kStrip), columns = padded(to.columns, kStrip);
-      for (long long s = team->rank * kStrip; s < rows; s += team->size * kStrip) {
+      for (long long s = team.rank * kStrip; s < rows; s += team.size * kStrip) {
         std::fill_n(to.at + s * to.stride, kStrip * to.stride, Real());
       }
       for (long long k = 0; k < depth; k += kDepth) {
         const long long count = std::min(kDepth, depth - k);
         call<kLevel, Pack>(x, k, count, to.rows, room->x.begin(), team);
         call<kLevel, Pack>(y, k, count, to.columns, room->y.begin(), team);
-        team->wait();
-        T::add_rectangle(rows, columns, count, room->x.begin(), room->y.begin(), to.at, to.stride, *team);
-        team->wait();
+        team.wait();
+        T::add_rectangle(rows, columns, count, room->x.begin(), room->y.begin(), to.at, to.stride, team);
+        team.wait();
       }
     }
   };
   static FC_INLINE void multiply(long long depth, const Operand& x, const Operand& y, const Grid& to,
                                  const Room<Real>& room, const Team& team) {
-    call<kLevel, Multiply>(depth, &x, &y, &to, &room, &team);
+    call<kLevel, Multiply>(depth, x, y, to, &room, team);
   }
 
   // By 1 + rows_i columns_j. An infinite value would make what it divides zero: NaN instead, which will be noticed.
@@ -212,47 +205,43 @@ struct KronApply {
   // A scaled grid: stores it, if there is where to, and of each strip of rows keeps the inner product with another
   // matrix, if there is one, and its square, if it is stored.
   struct Finish {
-    static FC_INLINE void run(const Grid* grid, Real scale, const Real* with, long long with_stride, Real* out,
-                              double* sums, const Team* team) {
-      finish_strips(*grid, scale, with, with_stride, out, sums, *team);
+    static FC_INLINE void run(Grid grid, Real scale, const Real* with, long long with_stride, Real* out, double* sums,
+                              Team team) {
+      for (long long s = team.rank * kStrip; s < grid.rows; s += team.size * kStrip) {
+        FewDoubles dots = {}, squares = {};
+        double dot = 0.0, square = 0.0;
+        for (long long i = s; i < std::min(s + kStrip, grid.rows); ++i) {
+          const Real* const row = grid.at + i * grid.stride;
+          const Real* const other = with ? with + i * with_stride : nullptr;
+          Real* const to = out ? out + i * grid.columns : nullptr;
+          long long j = 0;
+          for (; j + kFew <= grid.columns; j += kFew) {
+            const Few value = *reinterpret_cast<const Few*>(row + j) * scale;
+            const FewDoubles wide = __builtin_convertvector(value, FewDoubles);
+            if (to) {
+              *reinterpret_cast<Few*>(to + j) = value;
+              squares += wide * wide;
+            }
+            if (other) dots += wide * __builtin_convertvector(*reinterpret_cast<const Few*>(other + j), FewDoubles);
+          }
+          for (; j < grid.columns; ++j) {
+            const Real value = row[j] * scale;
+            if (to) {
+              to[j] = value;
+              square += static_cast<double>(value) * value;
+            }
+            if (other) dot += static_cast<double>(value) * other[j];
+          }
+        }
+        for (long long l = 0; l < kFew; ++l) dot += dots[l], square += squares[l];
+        sums[2 * (s / kStrip)] = dot;
+        sums[2 * (s / kStrip) + 1] = square;
+      }
     }
   };
   static FC_INLINE void finish(const Grid& grid, Real scale, const Real* with, long long with_stride, Real* out,
                                double* sums, const Team& team) {
-    call<kLevel, Finish>(&grid, scale, with, with_stride, out, sums, &team);
-  }
-  static FC_INLINE void finish_strips(const Grid grid, Real scale, const Real* with, long long with_stride, Real* out,
-                                      double* sums, const Team& team) {
-    for (long long s = team.rank * kStrip; s < grid.rows; s += team.size * kStrip) {
-      FewDoubles dots = {}, squares = {};
-      double dot = 0.0, square = 0.0;
-      for (long long i = s; i < std::min(s + kStrip, grid.rows); ++i) {
-        const Real* const row = grid.at + i * grid.stride;
-        const Real* const other = with ? with + i * with_stride : nullptr;
-        Real* const to = out ? out + i * grid.columns : nullptr;
-        long long j = 0;
-        for (; j + kFew <= grid.columns; j += kFew) {
-          const Few value = *reinterpret_cast<const Few*>(row + j) * scale;
-          const FewDoubles wide = __builtin_convertvector(value, FewDoubles);
-          if (to) {
-            *reinterpret_cast<Few*>(to + j) = value;
-            squares += wide * wide;
-          }
-          if (other) dots += wide * __builtin_convertvector(*reinterpret_cast<const Few*>(other + j), FewDoubles);
-        }
-        for (; j < grid.columns; ++j) {
-          const Real value = row[j] * scale;
-          if (to) {
-            to[j] = value;
-            square += static_cast<double>(value) * value;
-          }
-          if (other) dot += static_cast<double>(value) * other[j];
-        }
-      }
-      for (long long l = 0; l < kFew; ++l) dot += dots[l], square += squares[l];
-      sums[2 * (s / kStrip)] = dot;
-      sums[2 * (s / kStrip) + 1] = square;
-    }
+    call<kLevel, Finish>(grid, scale, with, with_stride, out, sums, team);
   }
 
   // Adds up the sums, in the order of the strips. All threads have come here.

@@ -56,7 +56,7 @@ struct Sweep {
       }
       team.wait();
       if (!*is_definite) return;
-      call<kLevel, Step>(n, begin, count, block, a, stride, z, gathered, &team, false);
+      call<kLevel, Step>(n, begin, count, block, a, stride, z, gathered, team, false);
     }
   }
 
@@ -65,14 +65,13 @@ struct Sweep {
   struct Steps {
     static FC_INLINE void run(long long n, Real* a, long long stride, Real* z, Real* gathered, bool* is_definite,
                               bool is_factor) {
-      const Team alone = {0, 1};
       for (long long begin = 0; begin < n; begin += kInner) {
         Real inverse[kInner * kInner];
         if (!invert_factor(a + begin * stride + begin, stride, inverse)) {
           *is_definite = false;
           return;
         }
-        call<kLevel, Step>(n, begin, kInner, inverse, a, stride, z, gathered, &alone, is_factor);
+        call<kLevel, Step>(n, begin, kInner, inverse, a, stride, z, gathered, Team{0, 1}, is_factor);
       }
     }
   };
@@ -108,40 +107,36 @@ struct Sweep {
   // in squares of kTall on it.
   struct Step {
     static FC_INLINE void run(long long n, long long begin, long long count, const Real* inverse, Real* a,
-                              long long stride, Real* z, Real* gathered, const Team* team, bool is_factor) {
-      step(n, begin, count, inverse, a, stride, z, gathered, *team, is_factor);
-    }
-  };
-  static FC_INLINE void step(long long n, long long begin, long long count, const Real* inverse, Real* a,
-                             long long stride, Real* z, Real* gathered, const Team& team, bool is_factor) {
-    const long long strips = n / kStrip, end = begin + count;
-    for (long long s = team.rank; s < strips; s += team.size) {
-      gather(begin, count, a, stride, s * kStrip, gathered);
-      for (long long r = 0; r < count; r += T::kTall) {
-        typename T::Vector sums[T::kTall][T::kVectors];
-        T::product(r + T::kTall, inverse + r * count, count, 1, gathered, sums);
-        Real* const to = z + (s * count + r) * kStrip;
-        for (int q = 0; q < T::kTall; ++q) {
-          for (int v = 0; v < T::kVectors; ++v) *T::at(to + q * kStrip + v * T::kLanes) = sums[q][v];
+                              long long stride, Real* z, Real* gathered, Team team, bool is_factor) {
+      const long long strips = n / kStrip, end = begin + count;
+      for (long long s = team.rank; s < strips; s += team.size) {
+        gather(begin, count, a, stride, s * kStrip, gathered);
+        for (long long r = 0; r < count; r += T::kTall) {
+          typename T::Vector sums[T::kTall][T::kVectors];
+          T::product(r + T::kTall, inverse + r * count, count, 1, gathered, sums);
+          Real* const to = z + (s * count + r) * kStrip;
+          for (int q = 0; q < T::kTall; ++q) {
+            for (int v = 0; v < T::kVectors; ++v) *T::at(to + q * kStrip + v * T::kLanes) = sums[q][v];
+          }
         }
       }
-    }
-    team.wait();
-    for (long long i = begin + team.rank; i < n; i += team.size) {
-      Real* const row = a + i * stride;
-      if (i >= end) {
-        std::fill(row + begin, row + end, Real());
-      } else if (!is_factor) {
-        std::fill(row, row + end, Real());
-      } else {
-        for (long long j = 0; j < end; ++j) row[j] = z[(j / kStrip * count + i - begin) * kStrip + j % kStrip];
+      team.wait();
+      for (long long i = begin + team.rank; i < n; i += team.size) {
+        Real* const row = a + i * stride;
+        if (i >= end) {
+          std::fill(row + begin, row + end, Real());
+        } else if (!is_factor) {
+          std::fill(row, row + end, Real());
+        } else {
+          for (long long j = 0; j < end; ++j) row[j] = z[(j / kStrip * count + i - begin) * kStrip + j % kStrip];
+        }
       }
+      team.wait();
+      T::add_triangle(is_factor ? end : 0, n, count, z, a, stride, team,
+                      [&](long long i) { return i < end ? Real(1) : Real(-1); });
+      team.wait();
     }
-    team.wait();
-    T::add_triangle(is_factor ? end : 0, n, count, z, a, stride, team,
-                    [&](long long i) { return i < end ? Real(1) : Real(-1); });
-    team.wait();
-  }
+  };
 
   // What Z is made of: columns j, ..., j + kStrip - 1 of rows K of the symmetric matrix, and one in K itself.
   static FC_INLINE void gather(long long begin, long long count, const Real* a, long long stride, long long j,
