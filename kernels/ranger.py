@@ -74,6 +74,8 @@ def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.con
     g = load(lists[1], offsets, mask, COMPUTE) * grad_factor - row[0]
     m = beta1 * load(lists[2], offsets, mask, COMPUTE) + one_minus_beta1 * g
     v = beta2 * load(lists[3], offsets, mask, COMPUTE) + one_minus_beta2 * (g * g)
+    store(lists[3], offsets, v, mask)
+    store(lists[2], offsets, m, mask)
     denominator = tl.where(rectified, square_root(v) + eps, 1.0)
     p = decay * p - step_size * divide(m, denominator)
     if synchronises:
@@ -81,8 +83,6 @@ def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.con
         p = slow + alpha * (p - slow)
         store(lists[4], offsets, p, mask)
     store(lists[0], offsets, p, mask)
-    store(lists[2], offsets, m, mask)
-    store(lists[3], offsets, v, mask)
 
 
 _PLAIN = Rule("ppsst-", _coefficients, _update, advance_step, no_row=(0.0,))

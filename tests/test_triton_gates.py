@@ -237,6 +237,11 @@ def test_hyper_parameters_are_not_compiled_in(op):
     assert len({row["hash"] for row in compiled(op, calls)}) == 1
 
 
+def spilled():
+    """Bytes that ptxas may spill of a product to fit one more block in: two float64 with Triton 3.9, before it one."""
+    return 16 if Version(importlib.metadata.version("triton")) >= Version("3.9") else 8
+
+
 # Shapes on both sides of where tiles grow and splits begin.
 STEPS = {"coefficients": [[3.4445, -4.7750, 2.0315]], "spectral": 0, "eps": 0.0}
 MATRIX_CALLS = {
@@ -268,12 +273,12 @@ MATRIX_CALLS = {
 def test_kernels_on_matrices_hold_the_gates(op):
     """No spills, shared memory that every GPU of the architecture has, tensor cores where they are exact enough.
 
-    But for 8 bytes from sm_100 on, where Triton 3.6's ptxas wants to fit in one more block.
+    The exception is a few bytes from sm_100 on, where ptxas fits in one more block.
     """
     calls = [(architecture, *call) for architecture in (80, 90, 100, 120) for call in MATRIX_CALLS[op]]
     for k in compiled(op, calls, ON_MATRICES):
         print({key: value for key, value in k.items() if key != "hash"})
-        assert k["stack"] <= (8 if k["architecture"] >= 100 else 0), k
+        assert k["stack"] <= (spilled() if k["architecture"] >= 100 else 0), k
         assert (k["local"], k["tf32"]) == (0, False), k
         assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
         if k["options"].get("dtype") == "bfloat16" and k["kernel"] in ("symmetric_kernel", "product_kernel"):
@@ -283,9 +288,9 @@ def test_kernels_on_matrices_hold_the_gates(op):
 def test_kernels_on_layers_hold_the_gates():
     """No spills, and no TF32.
 
-    The exception is 8 bytes in float64, where ptxas fits in one more block: from sm_100 on, and on sm_90 with Triton 3.9.
+    The exception is a few bytes in float64, where ptxas fits in one more block: from sm_100 on, and on sm_90 with Triton 3.9.
     """
-    first = 90 if Version(importlib.metadata.version("triton")) >= Version("3.9") else 100
+    first = 90 if spilled() > 8 else 100
     calls = [
         (architecture, shape, dtype, {"form": form})
         for architecture in (80, 90, 100, 120)
@@ -296,6 +301,6 @@ def test_kernels_on_layers_hold_the_gates():
     ]
     for k in compiled("kron_apply", calls, ON_LAYERS):
         print({key: value for key, value in k.items() if key != "hash"})
-        assert k["stack"] <= (8 if k["architecture"] >= first and k["stored"] == "float64" else 0), k
+        assert k["stack"] <= (spilled() if k["architecture"] >= first and k["stored"] == "float64" else 0), k
         assert (k["local"], k["tf32"]) == (0, False), k
         assert k["shared"] <= (99 if k["architecture"] == 120 else 163) * 1024, k
