@@ -141,14 +141,14 @@ def loop(theirs: Any) -> Make:
 
 
 def _made(optimizer: Any, params: list[Parameter], lr: float, **options: Any) -> Optimizer:
-    return optimizer(params, lr=lr, **options)  # type: ignore[no-any-return]
+    return optimizer(params, lr=lr, **options)
 
 
 def _compiled(theirs: Any, params: list[Parameter], lr: float) -> Optimizer:
     # A tensor, for a number would be a constant of the compiled code; on a GPU torch takes one only with capturable.
     rate = torch.tensor(lr, device=params[0].device)
     options = {"capturable": params[0].is_cuda} if _takes(theirs, "capturable") else {}
-    return theirs(params, lr=rate, **options)  # type: ignore[no-any-return]
+    return theirs(params, lr=rate, **options)
 
 
 def _takes(optimizer: Any, keyword: str) -> bool:

@@ -144,7 +144,7 @@ def gradients(shapes: Sequence[Shape], device: str) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
 
     def orthonormal(rows: int, columns: int) -> Tensor:
-        return torch.linalg.qr(torch.randn(rows, columns, generator=generator, device=device)).Q  # type: ignore[no-any-return]
+        return torch.linalg.qr(torch.randn(rows, columns, generator=generator, device=device)).Q
 
     matrices = []
     for m, n in shapes:

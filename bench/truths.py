@@ -37,7 +37,7 @@ def _average(state: dict[str, Any], key: str, new: Tensor, beta: float, start: f
     """An exponential moving average, kept in the state."""
     if key not in state:
         state[key] = torch.full_like(new, start)
-    return state[key].mul_(beta).add_(new, alpha=1 - beta)  # type: ignore[no-any-return]
+    return state[key].mul_(beta).add_(new, alpha=1 - beta)
 
 
 class Ranger(_Loop):

@@ -131,7 +131,7 @@ def _load(op: str, backend: str, device: torch.device) -> Implementation:
         from fastcurv import _nvrtc
 
         implementation = _nvrtc.implementation(op)
-    return implementation  # type: ignore[no-any-return]
+    return implementation
 
 
 @functools.cache

@@ -25,7 +25,7 @@ def register(
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastcurv::{name}", fake, lib=_library)
-    return getattr(torch.ops.fastcurv, name).default  # type: ignore[no-any-return]
+    return getattr(torch.ops.fastcurv, name).default
 
 
 def must_dispatch(tensors: Sequence[Tensor]) -> bool:

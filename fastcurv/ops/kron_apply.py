@@ -78,7 +78,7 @@ def kron_apply(
     layers = _read(grads, lefts, rights, inputs)
     if _library.must_dispatch([g for g in layers.grads if isinstance(g, Tensor)]):
         # torch.ops has no types.
-        return _dispatch(*layers, backend=backend)  # type: ignore[no-any-return]
+        return _dispatch(*layers, backend=backend)
     return _applied(_checked(layers), backend)
 
 

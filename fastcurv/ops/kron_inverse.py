@@ -72,7 +72,7 @@ def kron_inverse(
     if _library.must_dispatch([f for f in factors[:1] if isinstance(f, Tensor)]):
         values = _kron.dampings(damping, factors)
         before = [] if previous is None else _kron.listed(previous, "previous")
-        return _dispatch(factors, values, before, backend=backend)  # type: ignore[no-any-return]
+        return _dispatch(factors, values, before, backend=backend)
     matrices = _kron.factors(factors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=matrices)
     return _inverted(matrices, _kron.dampings(damping, matrices), before, backend)

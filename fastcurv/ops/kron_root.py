@@ -77,7 +77,7 @@ def kron_root(
         values = _kron.dampings(damping, factors)
         # torch.ops has no types.
         before = [] if previous is None else _kron.listed(previous, "previous")
-        return _dispatch(factors, values, before, p, backend=backend)  # type: ignore[no-any-return]
+        return _dispatch(factors, values, before, p, backend=backend)
     matrices = _kron.factors(factors)
     before = [] if previous is None else _kron.factors(previous, "previous", like=matrices)
     return _rooted(matrices, _kron.dampings(damping, matrices), before, p, backend)

@@ -110,7 +110,7 @@ def orthogonalize(
         )
         if info is not None:
             info.copy_(found)
-        return results  # type: ignore[no-any-return]
+        return results
     _matrices.check(matrices)
     return _orthogonalize(matrices, method, rank_policy, schedule, dtype, eps, info, backend) if matrices else []
 

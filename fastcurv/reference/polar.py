@@ -50,6 +50,6 @@ def _svd(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     m, n = g.shape
     if m < n:
         # torch.linalg has no types.
-        return torch.linalg.svd(g, full_matrices=False)  # type: ignore[no-any-return]
+        return torch.linalg.svd(g, full_matrices=False)
     v, sigma, uh = torch.linalg.svd(pad(g.mT, (0, int(m == n))), full_matrices=False)
     return uh[:, :m].mT, sigma, v.mT
