@@ -5,6 +5,9 @@ import importlib.util
 import os
 import re
 
+# Threads that wait for one another sleep: they would take the processor from the tests of the other workers.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from packaging.version import Version
 

@@ -175,25 +175,26 @@ def test_jitter(backend, way, n, generator):
 
 
 @ways_of_sizes
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(backend, way, n, bad, generator):
-    good, spoilt, upper = (definite(n, 10.0, generator) for _ in range(3))
-    spoilt[n - 1, 1] = bad
-    upper[0, n - 1] = bad
+def test_what_is_not_finite(backend, way, n, generator):
+    good, zero = definite(n, 10.0, generator), torch.zeros(n, n, device=DEVICE)
     indefinite = torch.diag(torch.tensor([1.0, -1.0], device=DEVICE).repeat(n // 2))
-    matrices = [good, spoilt, upper, indefinite, torch.zeros_like(good)]
     if of(way) == 1:
-        matrices[4].diagonal().fill_(1e-42)  # its inverse is beyond float32
-    previous = [torch.full_like(good, float(i)) for i in range(5)]
+        zero.diagonal().fill_(1e-42)  # its inverse is beyond float32
+    bad = [math.nan, math.inf, -math.inf]
+    spoilt = [definite(n, 10.0, generator) for _ in 2 * bad]
+    for lower, upper, value in zip(spoilt[:3], spoilt[3:], bad, strict=True):
+        lower[n - 1, 1] = upper[0, n - 1] = value
+    matrices, wanted = [good, *spoilt, indefinite, zero], [0, *[-2] * 6, -1, -1]
+    previous = [torch.full_like(good, float(i)) for i in range(len(matrices))]
     (plain,), _ = WAYS[backend, way]([good])
     roots, info = WAYS[backend, way](matrices)
-    assert info.tolist() == [0, -2, -2, -1, -1] and torch.equal(roots[0], plain)
+    assert info.tolist() == wanted and torch.equal(roots[0], plain)
     assert not any(x.any() for x in roots[1:])
     roots, info = WAYS[backend, way](matrices, previous=previous)
-    assert info.tolist() == [0, -2, -2, -1, -1] and torch.equal(roots[0], plain)
+    assert info.tolist() == wanted and torch.equal(roots[0], plain)
     assert all(torch.equal(x, old) for x, old in zip(roots[1:], previous[1:], strict=True))
-    _, info = WAYS[backend, way]([good, good], torch.tensor([1.0, bad], device=DEVICE))
-    assert info.tolist() == [0, -2]
+    _, info = WAYS[backend, way]([good] * 4, torch.tensor([1.0, *bad], device=DEVICE))
+    assert info.tolist() == [0, -2, -2, -2]
 
 
 @every_way

@@ -109,7 +109,7 @@ def test_baseline_clone_gives_the_same_bits(tmp_path):
                 assert torch.equal(cases.bits(a), cases.bits(b))
 
 
-@pytest.mark.parametrize("value", ["avx2", "AVX512", "x86-64-v5", "0", " "])
+@pytest.mark.parametrize("value", ["x86-64-v5", "0", " "])
 def test_simd_level_that_does_not_exist_is_refused_at_first_use(value):
     code = (
         "import fastcurv, torch\n"
