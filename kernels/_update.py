@@ -45,6 +45,7 @@ class Rule(NamedTuple):
         row: (c, sums, length, record_ptr, row, mask, OPTIONS, COMPUTE) to what is known of a row, or of some.
         no_row: The same for tensors without rows. A rule whose `first` writes must not be run on such.
         row_in_double: Whether what is known of a row is in float64 and not in the type of the arithmetic.
+        registers: The most registers of a thread where parameters of 16 bits have no rows; None leaves it to ptxas.
     """
 
     lists: str
@@ -56,6 +57,7 @@ class Rule(NamedTuple):
     row: Any = None
     no_row: tuple[float, ...] = ()
     row_in_double: bool = False
+    registers: int | None = None
 
 
 @triton.jit
@@ -323,7 +325,7 @@ def launches(
         "num_warps": 4,
         "enable_fp_fusion": False,
         # Left to itself ptxas spills a few bytes of the larger kernels to fit one more block into a multiprocessor.
-        "maxnreg": 255 if rule.first else None,
+        "maxnreg": 255 if rule.first else rule.registers if param.primitive_bitwidth == 16 else None,
     }
     before = [(partials_kernel, {"FIRST": rule.first}), (finish_kernel, {"ROW": rule.row})] if partials else []
     update = {

@@ -85,7 +85,8 @@ def _update(lists, offsets, mask, c, row, OPTIONS: tl.constexpr, COMPUTE: tl.con
     store(lists[0], offsets, p, mask)
 
 
-_PLAIN = Rule("ppsst-", _coefficients, _update, advance_step, no_row=(0.0,))
+# Left to itself, ptxas of Triton 3.6 takes 198: too few warps would fit to keep the memory busy.
+_PLAIN = Rule("ppsst-", _coefficients, _update, advance_step, no_row=(0.0,), registers=168)
 _CENTRALISED = _PLAIN._replace(first=_first, sums=1, row=_row)
 
 

@@ -165,7 +165,7 @@ def by_architecture(text: str, kind: str) -> dict[int, str]:
 
 
 def accesses(sass: str) -> dict[str, Counter[str]]:
-    """Of each function, how often it has each instruction that loads from memory or stores to it."""
+    """Counts the memory instructions of each function."""
     parts = re.split(r"^\s*Function : (\w+)$", sass, flags=re.MULTILINE)
     pattern = r"\b(?:LDG|STG|LD|ST|LDL|STL)\.[\w.]+"
     return {name: Counter(re.findall(pattern, body)) for name, body in zip(parts[1::2], parts[2::2], strict=True)}

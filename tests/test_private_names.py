@@ -31,7 +31,7 @@ def names_of_torch():
 
 
 def dotted_names(tree):
-    """What a file takes from private places in torch, by an import or by a path that starts at `torch`."""
+    """The private names of torch in a file, imported or written as a path that starts at `torch`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
